@@ -1,0 +1,180 @@
+"""Names -> things: one way to look a name up, to check its options, and to read `0.8*l2 + 0.2*lpips(net=vgg)`.
+
+The tables themselves (LOSSES, METRICS, DEGRADATIONS, MODELS) are plain dicts in their own rooms.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TypeVar
+
+from veridical.core.errors import MissingExtra, UnknownName, VeridicalError
+
+T = TypeVar("T")
+
+_NAME = r"[A-Za-z][A-Za-z0-9-]*"
+_TERM = re.compile(rf"(?:(?P<weight>[0-9.][0-9.eE+-]*)\s*\*\s*)?(?P<name>{_NAME})\s*(?:\((?P<options>.*)\))?")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like `name`, or None when nothing is close.
+
+    >>> nearest("ms_ssim", ["ssim", "ms-ssim", "l1"])
+    'ms-ssim'
+    """
+    by_plain = {_plain(k): k for k in known}
+    close = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.55)
+    return by_plain[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that is not in a table: suggests the nearest and lists what there is."""
+    known = sorted(known)
+    close = nearest(name, known)
+    hint = f"Did you mean {close!r}? " if close else ""
+    listing = ", ".join(known) if known else "none"
+    return UnknownName(f"unknown {what} {name!r}. {hint}Known: {listing}.")
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """table[name], or an UnknownName error that suggests the nearest name."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
+
+
+def options_of(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword options of a builder, by name."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def call(build: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
+    """build(**options); an option that `build` does not have is an error that suggests the nearest one."""
+    known = options_of(build)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {what}", option, known)
+    return build(**options)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a spec: weight * name(options).
+
+    >>> str(Term("lpips", 0.2, {"net": "vgg"}))
+    '0.2*lpips(net=vgg)'
+    """
+
+    name: str
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        weight = "" if self.weight == 1.0 else f"{self.weight:g}*"
+        return f"{weight}{self.label}"
+
+    @property
+    def label(self) -> str:
+        """The term without its weight."""
+        options = ", ".join(f"{k}={_show(v)}" for k, v in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+def _show(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value) and value not in ("True", "False", "None"):
+        return value
+    return repr(value)
+
+
+def parse(spec: str, what: str = "loss") -> list[Term]:
+    """Read a sum of terms. Options are `key=value` with Python literals; a bare word is a string.
+
+    >>> [str(t) for t in parse("0.8*l2 + 0.2*lpips(net=vgg)")]
+    ['0.8*l2', '0.2*lpips(net=vgg)']
+    >>> parse("gaussian-noise(sigma_8bit=(0, 15))")[0].options
+    {'sigma_8bit': (0, 15)}
+    """
+    terms = []
+    for part in _split(spec, "+", what):
+        match = _TERM.fullmatch(part.strip())
+        if not match:
+            raise VeridicalError(
+                f"cannot read {part.strip()!r} in the {what} {spec!r}. "
+                "Expected terms like 'l2', '0.2*lpips' or 'pdl(order=1)', joined by '+'."
+            )
+        weight = match["weight"]
+        try:
+            value = 1.0 if weight is None else float(weight)
+        except ValueError:
+            raise VeridicalError(f"{weight!r} in the {what} {spec!r} is not a number.") from None
+        terms.append(Term(match["name"], value, _options(match["options"], spec, what)))
+    return terms
+
+
+def _split(text: str, separator: str, what: str) -> list[str]:
+    """Split at separators that stand outside brackets and quotes, and not inside an exponent such as 1e+3."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == separator and depth == 0 and not re.search(r"(?:^|[^\w-])[\d.]+[eE]$", text[start:i]):
+            parts.append(text[start:i])
+            start = i + 1
+    if depth or quote:
+        raise VeridicalError(f"the {what} {text!r} has an unclosed bracket or quote.")
+    return [*parts, text[start:]]
+
+
+def _options(text: str | None, spec: str, what: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if not text or not text.strip():
+        return options
+    for part in _split(text, ",", what):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise VeridicalError(
+                f"cannot read the option {part.strip()!r} in the {what} {spec!r}. Expected key=value."
+            )
+        options[key.strip()] = _literal(value.strip())
+    return options
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency, or raise MissingExtra naming the extra that brings it.
+
+    >>> require("math", "compare", "nothing").pi > 3
+    True
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"{purpose} needs {module.partition('.')[0]!r}, which cannot be imported ({error}). "
+            f'Install it with: pip install "veridical[{extra}]"'
+        ) from error
