@@ -1,7 +1,7 @@
 """Image files: found, read upright at their true depth with alpha, profile and EXIF, and written atomically.
 
 Pillow reads everything of 8 bits and 16-bit grey, but silently halves the depth of 16-bit colour, so those
-PNG and TIFF files go through OpenCV. Neither writes 16-bit colour with its colour profile, so it is encoded here.
+PNG and TIFF files go through OpenCV. Neither writes 16-bit colour with its profile, so it is encoded here.
 """
 
 import contextlib

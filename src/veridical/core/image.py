@@ -1,0 +1,51 @@
+"""The image contract: float (N, C, H, W), C = 3 (RGB) or 1 (Y), nominal [0, 1]. Shapes and dtypes are checked,
+values never: a loss must not read a tensor on the host, and overshoot is allowed."""
+
+import torch
+from torch import Tensor
+
+
+def check_image(image: Tensor, who: str, *, min_size: int = 1, channels: tuple[int, ...] = ()) -> None:
+    """Raise ValueError / TypeError when `image` breaks the contract; `who` begins the message."""
+    if image.ndim != 4:
+        raise ValueError(
+            f"{who} expects images of shape (N, C, H, W), but got {tuple(image.shape)}."
+            + (" Add the batch axis with image.unsqueeze(0)." if image.ndim == 3 else "")
+        )
+    if not image.is_floating_point():
+        raise TypeError(f"{who} expects floating-point images in [0, 1], but got {image.dtype}; use image.float() / 255.")
+    if channels and image.shape[1] not in channels:
+        expected = " or ".join(map(str, channels))
+        hint = " It looks like (N, H, W, C): use image.movedim(-1, 1)." if image.shape[-1] in channels else ""
+        raise ValueError(f"{who} expects {expected} channels, but got shape {tuple(image.shape)}.{hint}")
+    if min(image.shape[-2:]) < min_size:
+        raise ValueError(
+            f"{who} needs images of at least {min_size}x{min_size} px, but got {image.shape[-2]}x{image.shape[-1]}."
+        )
+
+
+def check_pair(
+    prediction: Tensor, target: Tensor, who: str, *, min_size: int = 1, channels: tuple[int, ...] = ()
+) -> None:
+    """`check_image` for both, and that they have one shape."""
+    check_image(prediction, who, min_size=min_size, channels=channels)
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"{who} expects prediction and target of one shape, but got "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}."
+        )
+
+
+def at_least_float32(image: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; wider types stay. SSIM in bfloat16 can come out negative."""
+    return image.to(torch.promote_types(image.dtype, torch.float32))
+
+
+def no_autocast(image: Tensor) -> torch.autocast:
+    """A context with autocast off on the image's device, for maths that needs float32."""
+    return torch.autocast(image.device.type, enabled=False)
+
+
+def mean_per_image(values: Tensor) -> Tensor:
+    """(N, ...) -> (N,)."""
+    return values.flatten(1).mean(1)

@@ -1,0 +1,28 @@
+"""What a loss compares by: functions of two feature maps -> one number per image."""
+
+from veridical.distances.base import Distance
+from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance
+from veridical.distances.lpips import LPIPS
+from veridical.distances.pointwise import L1, L2, Charbonnier
+from veridical.distances.wasserstein import Wasserstein
+
+DISTANCES: dict[str, type[Distance]] = {
+    "l1": L1,
+    "l2": L2,
+    "charbonnier": Charbonnier,
+    "wasserstein": Wasserstein,
+}
+
+__all__ = [
+    "DISTANCES",
+    "L1",
+    "L2",
+    "LPIPS",
+    "LPIPS_NETWORKS",
+    "Charbonnier",
+    "Distance",
+    "FeatureDistance",
+    "Seen",
+    "Wasserstein",
+    "lpips_distance",
+]

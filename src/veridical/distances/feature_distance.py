@@ -1,0 +1,81 @@
+"""The heart of the library: L(x̂, x) = Σ_k λ_k · d_k(φ_k(x̂), φ_k(x)), one number per image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from veridical.core.image import at_least_float32, no_autocast
+from veridical.distances.base import Distance
+from veridical.distances.lpips import LPIPS, linear_weights
+from veridical.features.base import Features, Maps
+from veridical.features.networks import FrozenNetwork
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A target as the features saw it: the weights of that look, and each tap's prepared map."""
+
+    draw: tuple[Tensor, ...]
+    prepared: dict[str, Tensor]
+
+
+class FeatureDistance(nn.Module):
+    """Features × distances, summed over taps.
+
+    Args: features: what is looked through; it must have the taps named below.
+          distances: how the maps at each tap are compared. weights: λ of each tap, 1 where not named.
+    """
+
+    features: Features
+
+    def __init__(
+        self, features: Features, distances: Mapping[str, Distance], *, weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        features.add_taps(distances)
+        self.features = features
+        self.distances = nn.ModuleDict(distances)
+        self.weights = {tap: float((weights or {}).get(tap, 1.0)) for tap in distances}
+
+    def see(self, target: Tensor) -> Seen:
+        """Look at a target once, without a graph."""
+        with torch.no_grad():
+            draw = self.features.draw()
+            return Seen(draw, self.prepare_maps(self.features(target, draw)))
+
+    def prepare_maps(self, maps: Maps) -> dict[str, Tensor]:
+        """What the distances need of a target's maps."""
+        with torch.no_grad(), no_autocast(next(iter(maps.values()))):
+            return {tap: distance.prepare(at_least_float32(maps[tap])) for tap, distance in self.distances.items()}
+
+    def compare_maps(self, maps: Maps, prepared: Mapping[str, Tensor]) -> Tensor:
+        """Σ_k λ_k d_k, (N,)."""
+        with no_autocast(next(iter(maps.values()))):
+            values = [
+                self.weights[tap] * distance(at_least_float32(maps[tap]), prepared[tap])
+                for tap, distance in self.distances.items()
+            ]
+            return torch.stack(values).sum(0)
+
+    def forward(self, prediction: Tensor, seen: Seen) -> Tensor:
+        """(N, C, H, W) against a `see`n target -> (N,)."""
+        return self.compare_maps(self.features(prediction, seen.draw), seen.prepared)
+
+
+LPIPS_NETWORKS = {
+    "alex": ("alexnet", ("relu1", "relu2", "relu3", "relu4", "relu5")),
+    "vgg": ("vgg16", ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")),
+    "squeeze": ("squeezenet1_1", ("relu1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9")),
+}
+
+
+def lpips_distance(net: str, *, clamp: bool = False, weights: str | None = None) -> FeatureDistance:
+    """LPIPS 0.1 as a FeatureDistance; both the loss and the metric are this one.
+
+    Args: net: a key of LPIPS_NETWORKS. clamp: clip inputs to [0, 1]. weights: file of the backbone.
+    """
+    name, taps = LPIPS_NETWORKS[net]
+    features = FrozenNetwork(name, taps=taps, clamp=clamp, weights=weights)
+    return FeatureDistance(features, dict(zip(taps, map(LPIPS, linear_weights(net)), strict=True)))

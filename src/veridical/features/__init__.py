@@ -1,0 +1,15 @@
+"""What a loss looks through: frozen networks, small random networks, or the pixels themselves."""
+
+from veridical.features.base import Features, Maps
+from veridical.features.networks import FrozenNetwork
+from veridical.features.pixels import Laplacian, Pixels
+from veridical.features.stochastic import StochasticNetwork
+
+__all__ = [
+    "Features",
+    "FrozenNetwork",
+    "Laplacian",
+    "Maps",
+    "Pixels",
+    "StochasticNetwork",
+]

@@ -1,0 +1,190 @@
+"""The frozen classification networks: VGG16, VGG19, AlexNet, SqueezeNet 1.1, with torchvision's weights."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from veridical.core.catalog import lookup
+from veridical.core.colour import as_rgb
+from veridical.core.errors import WeightsMissing
+from veridical.core.image import at_least_float32
+from veridical.features import weights as files
+from veridical.features.base import Features, Maps
+
+# A layer: its name, what it does to (x, next) where next() hands out the weights in order, and to a height or width.
+Apply = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    apply: Apply
+    size: Callable[[int], int]
+    keys: tuple[str, ...] = ()  # torchvision's keys of its weights, in the order that `apply` asks for them
+
+
+def _conv(name: str, index: int, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> Layer:
+    def apply(x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
+        return F.conv2d(x, parameter(), parameter(), stride=stride, padding=padding)
+
+    keys = (f"features.{index}.weight", f"features.{index}.bias")
+    return Layer(name, apply, lambda n: (n + 2 * padding - kernel) // stride + 1, keys)
+
+
+def _relu(name: str) -> Layer:
+    return Layer(name, lambda x, parameter: F.relu(x), lambda n: n)
+
+
+def _pool(name: str, kernel: int, *, ceil: bool = False) -> Layer:
+    def size(n: int) -> int:
+        return -(-(n - kernel) // 2) + 1 if ceil else (n - kernel) // 2 + 1
+
+    return Layer(name, lambda x, parameter: F.max_pool2d(x, kernel, 2, ceil_mode=ceil), size)
+
+
+def _fire(name: str, index: int) -> Layer:
+    """Squeeze 1x1 -> ReLU -> [expand 1x1, expand 3x3] -> ReLU, side by side."""
+
+    def apply(x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
+        x = F.relu(F.conv2d(x, parameter(), parameter()))
+        narrow = F.conv2d(x, parameter(), parameter())
+        wide = F.conv2d(x, parameter(), parameter(), padding=1)
+        return F.relu(torch.cat([narrow, wide], dim=1))
+
+    parts = ("squeeze", "expand1x1", "expand3x3")
+    keys = tuple(f"features.{index}.{part}.{kind}" for part in parts for kind in ("weight", "bias"))
+    return Layer(name, apply, lambda n: n, keys)
+
+
+def _vgg(convs_per_block: Sequence[int]) -> list[Layer]:
+    layers: list[Layer] = []
+    for block, count in enumerate(convs_per_block, start=1):
+        for i in range(1, count + 1):
+            layers.append(_conv(f"conv{block}_{i}", len(layers)))
+            layers.append(_relu(f"relu{block}_{i}"))
+        layers.append(_pool(f"pool{block}", 2))
+    return layers
+
+
+PLANS: dict[str, list[Layer]] = {
+    "vgg16": _vgg([2, 2, 3, 3, 3]),
+    "vgg19": _vgg([2, 2, 4, 4, 4]),
+    "alexnet": [
+        _conv("conv1", 0, kernel=11, stride=4, padding=2), _relu("relu1"), _pool("pool1", 3),
+        _conv("conv2", 3, kernel=5, padding=2), _relu("relu2"), _pool("pool2", 3),
+        _conv("conv3", 6), _relu("relu3"),
+        _conv("conv4", 8), _relu("relu4"),
+        _conv("conv5", 10), _relu("relu5"),
+    ],
+    "squeezenet1_1": [
+        _conv("conv1", 0, stride=2, padding=0), _relu("relu1"), _pool("pool1", 3, ceil=True),
+        _fire("fire2", 3), _fire("fire3", 4), _pool("pool2", 3, ceil=True),
+        _fire("fire4", 6), _fire("fire5", 7), _pool("pool3", 3, ceil=True),
+        _fire("fire6", 9), _fire("fire7", 10), _fire("fire8", 11), _fire("fire9", 12),
+    ],
+}  # fmt: skip
+
+# Mean and standard deviation of ImageNet's RGB in [0, 1]. LPIPS's "scaling layer" on 2x - 1 is the same map.
+NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]] | None] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": None,
+}
+
+
+class FrozenNetwork(Features):
+    """A pretrained network up to its deepest tap. It can not be trained, and no checkpoint carries it.
+
+    Its weights are buffers outside the state_dict; the state carries their hash alone, so that a run resumed with other
+    weights is noticed.
+
+    Shapes: (N, 1 or 3, H, W), nominal [0, 1] (a Y image is repeated to RGB) -> maps by layer name; for VGG: conv1_1,
+            relu1_1, ..., pool5; for AlexNet conv1 ... relu5; for SqueezeNet relu1, fire2 ... fire9.
+    Args:   name: a key of PLANS. taps: layer names. normalisation: "imagenet", or "none" for raw [0, 1] input.
+            clamp: clip the input to [0, 1] first; the gradient of overshoot is then zero.
+            weights: file to read instead of the known places (see `veridical weights list`).
+    Source: torchvision's networks and weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        taps: Iterable[str],
+        normalisation: str = "imagenet",
+        clamp: bool = False,
+        weights: str | Path | None = None,
+    ) -> None:
+        plan = PLANS[name]
+        loaded = files.load(name, path=weights)
+        super().__init__(
+            taps=taps,
+            available=[layer.name for layer in plan],
+            identity=(name, loaded.sha256, normalisation, clamp),
+        )
+        self.name, self.clamp = name, clamp
+        self.weight_hashes = {name: loaded.sha256}
+        self.keys = [key for layer in plan for key in layer.keys]
+        for key in self.keys:
+            self.register_buffer(key.replace(".", "_"), loaded.tensors[key], persistent=False)
+        statistics = lookup(NORMALISATIONS, normalisation, "normalisation")
+        self.normalised = statistics is not None
+        mean, std = statistics or ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def train(self, mode: bool = True) -> "FrozenNetwork":  # noqa: ARG002
+        """Stays in evaluation mode: there is nothing to train."""
+        return super().train(False)
+
+    def _layers(self) -> list[Layer]:
+        plan = PLANS[self.name]
+        return plan[: self.available.index(self.taps[-1]) + 1]
+
+    @property
+    def min_size(self) -> int:
+        def deepest(size: int) -> int:
+            for layer in self._layers():
+                size = layer.size(size)
+                if size < 1:
+                    break
+            return size
+
+        return next(size for size in range(1, 1024) if deepest(size) >= 1)
+
+    def draw(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, key.replace(".", "_")) for key in self.keys)
+
+    def forward(self, image: Tensor, weights: tuple[Tensor, ...]) -> Maps:
+        x = as_rgb(at_least_float32(image))
+        if self.clamp:
+            x = x.clamp(0, 1)
+        if self.normalised:
+            x = (x - self.mean) / self.std
+        dtype = x.dtype
+        remaining = iter(weights)
+        maps: Maps = {}
+        for layer in self._layers():
+            x = layer.apply(x, lambda: next(remaining).to(dtype))
+            if layer.name in self.taps:
+                maps[layer.name] = x
+        return maps
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray.fromhex(self.weight_hashes[self.name]), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        saved = bytes(torch.as_tensor(state, dtype=torch.uint8).tolist()).hex()
+        if saved != self.weight_hashes[self.name]:
+            raise WeightsMissing(
+                f"this state was saved with {self.name} weights {saved[:12]}..., but the ones loaded are "
+                f"{self.weight_hashes[self.name][:12]}.... Load the same file with weights=PATH."
+            )
+

@@ -1,0 +1,40 @@
+"""Features without a network."""
+
+import torch
+from torch import Tensor
+
+from veridical.core.filters import convolve_separable
+from veridical.features.base import Features, Maps
+
+
+class Pixels(Features):
+    """The image itself, tap "pixels"."""
+
+    def __init__(self) -> None:
+        super().__init__(taps=["pixels"], available=["pixels"], identity="pixels")
+
+    def forward(self, image: Tensor, weights: tuple[Tensor, ...]) -> Maps:  # noqa: ARG002
+        return {"pixels": image}
+
+
+class Laplacian(Features):
+    """One level of a Laplacian pyramid, at full size: x - blur(up(down(blur(x)))), tap "laplacian".
+
+    The kernel is the outer product of [.05, .25, .4, .25, .05]; `up` puts zeros between and multiplies by 4; borders are
+    replicated. Source: MPRNet's edge loss (Zamir et al. 2021, arXiv:2102.02808) after Jiang et al. 2020.
+    """
+
+    window: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(taps=["laplacian"], available=["laplacian"], identity="laplacian")
+        self.register_buffer("window", torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05]), persistent=False)
+
+    def _blur(self, image: Tensor) -> Tensor:
+        return convolve_separable(image, self.window, self.window, border="replicate")
+
+    def forward(self, image: Tensor, weights: tuple[Tensor, ...]) -> Maps:  # noqa: ARG002
+        even_rows = (torch.arange(image.shape[-2], device=image.device) % 2 == 0).to(image.dtype)
+        even_columns = (torch.arange(image.shape[-1], device=image.device) % 2 == 0).to(image.dtype)
+        sparse = self._blur(image) * (4 * even_rows[:, None] * even_columns)
+        return {"laplacian": image - self._blur(sparse)}

@@ -1,0 +1,150 @@
+"""The table of losses. A new loss is one file and one line here; one of your own needs neither: "my_file.py:MyLoss"."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veridical.core.catalog import Term, call, lookup, parse
+from veridical.core.errors import VeridicalError
+from veridical.losses.base import FeatureLoss, Loss, Prepared
+from veridical.losses.perceptual import lpips, lpips_needs, pdl, pdl_needs, vgg16, vgg19
+from veridical.losses.pixel import PSNRLoss, charbonnier, edge, l1, l2
+from veridical.losses.sharpness import SharpnessQLoss
+from veridical.losses.similarity import MSSSIML1Loss, MSSSIMLoss, SSIMLoss
+from veridical.losses.stochastic import SPL
+from veridical.losses.weighted_sum import WeightedSum
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """One line of the table.
+
+    Attributes: build: keyword options -> Loss; its docstring describes the loss.
+                optimises: the metrics that it optimises directly. needs: options -> names of pretrained weights.
+    """
+
+    build: Callable[..., Loss]
+    optimises: tuple[str, ...] = ()
+    needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+
+LOSSES: dict[str, LossEntry] = {
+    "l1": LossEntry(l1),
+    "l2": LossEntry(l2, optimises=("psnr",)),
+    "charbonnier": LossEntry(charbonnier),
+    "edge": LossEntry(edge),
+    "psnr": LossEntry(PSNRLoss, optimises=("psnr",)),
+    "ssim": LossEntry(SSIMLoss, optimises=("ssim",)),
+    "ms-ssim": LossEntry(MSSSIMLoss, optimises=("ms-ssim",)),
+    "ms-ssim-l1": LossEntry(MSSSIML1Loss, optimises=("ms-ssim",)),
+    "vgg16": LossEntry(vgg16, needs=lambda options: ("vgg16",)),
+    "vgg19": LossEntry(vgg19, needs=lambda options: ("vgg19",)),
+    "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
+    "pdl": LossEntry(pdl, needs=pdl_needs),
+    **{name: LossEntry(build) for name, build in SPL.items()},
+    "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
+}
+
+
+def loss(
+    spec: str | Mapping[str, float | Mapping[str, Any]],
+    *,
+    weight: float = 1.0,
+    reduction: str = "mean",
+    **options: Any,
+) -> Loss:
+    """Make a loss from its name, a sum in words, a table, or a file of one's own.
+
+    >>> loss("0.8*l2 + 0.2*l1").label
+    '0.8*l2 + 0.2*l1'
+    >>> loss({"l2": 0.8, "charbonnier": {"weight": 0.2, "eps": 0.01}}).label
+    '0.8*l2 + 0.2*charbonnier(eps=0.01)'
+
+    Args:   spec: "l2", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"; {name: weight} or {name: {"weight": ..., option: ...}};
+            "my_file.py:MyLoss", where MyLoss is a subclass of `veridical.losses.Loss`.
+            weight: multiplies the whole. reduction: "mean" over images, or "none" for (N,).
+            options: of a single named loss, such as net="vgg".
+    Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
+    """
+    terms = _terms(spec, options)
+    built = [(weight * term.weight, _build(term)) for term in terms]
+    result = built[0][1] if len(built) == 1 and built[0][0] == 1 else WeightedSum(built)
+    result.reduction = reduction
+    return result
+
+
+def needs(spec: str) -> tuple[str, ...]:
+    """Names of the pretrained weights that a spec needs, without building it."""
+    names = {
+        name: None
+        for term in _terms(spec, {})
+        if not _is_file(term.name)
+        for name in lookup(LOSSES, term.name, "loss").needs(term.options)
+    }
+    return tuple(names)
+
+
+def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Term]:
+    if isinstance(spec, Mapping):
+        terms = [_term(name, value) for name, value in spec.items()]
+    elif _is_file(spec):
+        terms = [Term(spec)]
+    else:
+        terms = parse(spec, "loss")
+    if options:
+        if len(terms) != 1:
+            raise VeridicalError(
+                f"options {dict(options)} were given for a sum of {len(terms)} losses; "
+                "write them at the term, as in 'lpips(net=vgg)'."
+            )
+        terms = [Term(terms[0].name, terms[0].weight, {**terms[0].options, **options})]
+    return terms
+
+
+def _term(name: str, value: float | Mapping[str, Any]) -> Term:
+    if not isinstance(value, Mapping):
+        return Term(name, float(value))
+    options = dict(value)
+    return Term(name, float(options.pop("weight", 1.0)), options)
+
+
+def _build(term: Term) -> Loss:
+    if _is_file(term.name):
+        result = call(_class_from(term.name), term.options, f"loss {term.name!r}")
+        result.label = result.label or Path(term.name).name
+        return result
+    entry = lookup(LOSSES, term.name, "loss")
+    result = call(entry.build, term.options, f"loss {term.name!r}")
+    result.label = term.label
+    result.optimises = entry.optimises
+    return result
+
+
+def _is_file(name: str) -> bool:
+    return ".py:" in name
+
+
+def _class_from(name: str) -> Callable[..., Loss]:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise VeridicalError(f"the loss {name!r} needs the file {path}, which does not exist.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Loss)):
+        raise VeridicalError(f"{path} has no class {attribute!r} derived from veridical.losses.Loss.")
+    return found
+
+
+__all__ = ["LOSSES", "FeatureLoss", "Loss", "LossEntry", "Prepared", "WeightedSum", "loss", "needs"]

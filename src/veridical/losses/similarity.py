@@ -1,0 +1,84 @@
+"""Losses from structural similarity. `ssim` is a similarity; what is minimised here is one minus it."""
+
+from torch import Tensor
+
+from veridical.core.filters import gaussian_window
+from veridical.core.image import at_least_float32, no_autocast
+from veridical.distances.pointwise import l1
+from veridical.losses.base import Loss
+from veridical.measures.ssim import Statistics, least_size, ms_ssim, pyramid, ssim, statistics
+
+
+class SSIMLoss(Loss):
+    """1 - SSIM: local mean, contrast and structure in an 11 px Gaussian window.
+
+    Range:  [0, 2].
+    Args:   window_size, sigma_px: the Gaussian window.
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861; as a loss: Zhao et al. 2017, arXiv:1511.08861.
+    """
+
+    def __init__(self, *, window_size: int = 11, sigma_px: float = 1.5) -> None:
+        super().__init__()
+        self.window_size, self.sigma_px = window_size, sigma_px
+        self.min_size = window_size
+
+    def prepare_target(self, target: Tensor) -> Statistics:
+        with no_autocast(target):
+            target = at_least_float32(target)
+            return statistics(target, gaussian_window(self.window_size, self.sigma_px).to(target))
+
+    def compare(self, prediction: Tensor, data: Statistics) -> Tensor:
+        return 1 - ssim(prediction, data, window_size=self.window_size, sigma_px=self.sigma_px)
+
+
+class MSSSIMLoss(Loss):
+    """1 - MS-SSIM: structural similarity at five scales; forgiving about noise and brightness.
+
+    Range:  [0, 1]. Its gradient does not vanish where contrast is inverted (see `ms_ssim`, negative="soft").
+    Args:   scales: 1 to 5; five need crops of at least 161 px, three need 41 px. window_size, sigma_px: the window.
+    Source: Wang, Simoncelli, Bovik 2003; as a loss: Zhao et al. 2017, arXiv:1511.08861.
+    """
+
+    def __init__(self, *, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> None:
+        super().__init__()
+        if not 1 <= scales <= 5:
+            raise ValueError(f"ms-ssim expects 1 to 5 scales, but got {scales}.")
+        self.scales, self.window_size, self.sigma_px = scales, window_size, sigma_px
+        self.min_size = least_size(scales, window_size)
+
+    def prepare_target(self, target: Tensor) -> list[Statistics]:
+        with no_autocast(target):
+            target = at_least_float32(target)
+            return pyramid(target, self.scales, gaussian_window(self.window_size, self.sigma_px).to(target))
+
+    def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:
+        similarity = ms_ssim(
+            prediction,
+            data,
+            scales=self.scales,
+            window_size=self.window_size,
+            sigma_px=self.sigma_px,
+            negative="soft",
+        )
+        return 1 - similarity
+
+
+class MSSSIML1Loss(MSSSIMLoss):
+    """alpha (1 - MS-SSIM) + (1 - alpha) L1: structure from one, colour and brightness from the other.
+
+    Range:  [0, inf).
+    Args:   alpha: 0.84 in the paper. scales, window_size, sigma_px: as for ms-ssim.
+    Source: Zhao et al. 2017, arXiv:1511.08861, with the plain L1 of MDF's comparison (Mustafa et al. 2022); Zhao weights
+            L1 by the coarsest Gaussian window.
+    """
+
+    def __init__(
+        self, *, alpha: float = 0.84, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5
+    ) -> None:
+        super().__init__(scales=scales, window_size=window_size, sigma_px=sigma_px)
+        self.alpha = alpha
+
+    def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:
+        with no_autocast(prediction):
+            absolute = l1(at_least_float32(prediction), data[0].image)
+        return self.alpha * super().compare(prediction, data) + (1 - self.alpha) * absolute

@@ -1,0 +1,80 @@
+"""Sharpness Q of Zhu and Milanfar: how strong and how coherent the gradients are, patch by patch."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from veridical.core.colour import luma
+from veridical.core.filters import convolve
+from veridical.core.image import at_least_float32, check_image, no_autocast
+from veridical.core.patches import tiles
+
+PATCH = 8
+# tau = sqrt((1 - k) / (1 + k)), k = delta^(1 / (N² - 1)), delta = 0.001, N = 8
+THRESHOLD = {"singular": 0.23403, "released": 0.22787}
+Variant = Literal["singular", "released"]
+
+
+def sharpness_q(image: Tensor, *, variant: Variant = "singular") -> Tensor:
+    """Mean over 8x8 patches of s1 * R where the patch is anisotropic (R > tau), else 0; higher is sharper.
+
+    s1 >= s2 are the singular values of the patch's 64 x 2 matrix of gradients and R = (s1 - s2) / (s1 + s2).
+    No reference: Q rewards noise and ringing as much as detail, and has no upper bound.
+
+    Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 8 -> (N,). RGB is taken to BT.601 luma. A remainder right and below
+            of the last whole patch is left out.
+    Range:  [0, inf); Kodak's photographs have 0.115 on average, and 0.066 after a 5x5 box blur.
+    Args:   variant: "singular" follows the paper: MATLAB's `gradient` inside each patch. "released" follows the released
+            TensorFlow code: eigenvalues of GᵀG in the place of s (so twice the degree in intensity), Sobel / 8
+            with reflected borders, tau = 0.22787. A weight that suits one does not suit the other.
+    Source: Zhu & Milanfar 2010, doi:10.1109/TIP.2010.2052820; as a loss: Aurangabadkar et al. 2024. The gradient is
+            finite on flat and on isotropic patches (0 where a patch does not count).
+    """
+    if variant not in THRESHOLD:
+        raise ValueError(f"sharpness-q expects variant 'singular' or 'released', but got {variant!r}.")
+    check_image(image, "sharpness-q", min_size=PATCH, channels=(1, 3))
+    with no_autocast(image):
+        grey = luma(at_least_float32(image))
+        horizontal, vertical = _gradients(grey) if variant == "singular" else _sobel(grey)
+        a, b, c = (
+            (g * h).sum((2, 3, 4))  # (N, P)
+            for g, h in ((horizontal, horizontal), (vertical, vertical), (horizontal, vertical))
+        )
+        with torch.no_grad():
+            s1, s2 = _strengths(a, b, c, variant)
+            counts = (a + b > 1e-10) & ((s1 - s2) > THRESHOLD[variant] * (s1 + s2))
+        # Where a patch does not count, stand-in numbers take its place, so that no square root sees 0 (a NaN that
+        # `where` masks in the forward pass comes back in the backward pass as 0 * inf).
+        a, b, c = (torch.where(counts, x, stand_in) for x, stand_in in ((a, 1.0), (b, 0.25), (c, 0.0)))
+        s1, s2 = _strengths(a, b, c, variant)
+        quality = s1 * (s1 - s2) / (s1 + s2)
+        return torch.where(counts, quality, 0.0).mean(1)
+
+
+def _strengths(a: Tensor, b: Tensor, c: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
+    """s1, s2 of the 2x2 matrix [[a, c], [c, b]] = GᵀG."""
+    spread = torch.sqrt((a - b).square() + 4 * c.square() + 1e-20)
+    large = (a + b + spread) / 2
+    small = ((a * b - c.square()) / large.clamp_min(1e-20)).clamp_min(0)  # det / large: no cancellation
+    if variant == "released":
+        return large, small
+    return torch.sqrt(large), torch.sqrt(small + 1e-14)
+
+
+def _gradients(grey: Tensor) -> tuple[Tensor, Tensor]:
+    """MATLAB's `gradient` inside each patch: central differences, one-sided at the patch's border."""
+    patches = tiles(grey, PATCH)
+    return _difference(patches, 4), _difference(patches, 3)
+
+
+def _difference(patches: Tensor, axis: int) -> Tensor:
+    middle = (patches.narrow(axis, 2, PATCH - 2) - patches.narrow(axis, 0, PATCH - 2)) / 2
+    first = patches.narrow(axis, 1, 1) - patches.narrow(axis, 0, 1)
+    last = patches.narrow(axis, PATCH - 1, 1) - patches.narrow(axis, PATCH - 2, 1)
+    return torch.cat([first, middle, last], dim=axis)
+
+
+def _sobel(grey: Tensor) -> tuple[Tensor, Tensor]:
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    return tiles(convolve(grey, kernel), PATCH), tiles(convolve(grey, kernel.T), PATCH)

@@ -1,0 +1,187 @@
+"""The table of metrics: a measure with its direction, unit and range, applied as papers do (RGB or Y, border cut)."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from veridical.core.catalog import call, lookup, parse, unknown
+from veridical.core.colour import luma, luma_studio
+from veridical.core.errors import VeridicalError
+from veridical.core.image import check_pair
+from veridical.distances import LPIPS_NETWORKS, lpips_distance
+from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
+from veridical.measures.sharpness_q import PATCH, Variant
+from veridical.measures.ssim import least_size
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Function(nn.Module):
+    """A pure function of two images, with the least size that it needs."""
+
+    def __init__(self, function: Measure, min_size: int) -> None:
+        super().__init__()
+        self.function, self.min_size = function, min_size
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.function(prediction, target)
+
+
+class _LPIPS(nn.Module):
+    def __init__(self, net: str, weights: str | None) -> None:
+        super().__init__()
+        self.distance = lpips_distance(net, weights=weights)
+        self.min_size = self.distance.features.min_size
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.distance(prediction, self.distance.see(target))
+
+
+def _psnr() -> nn.Module:
+    """Peak signal-to-noise ratio for images in [0, 1]; identical images give inf. Source: see `measures.psnr`."""
+    return _Function(psnr, 1)
+
+
+def _ssim(*, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
+    """Structural similarity, Gaussian window. Wang et al. 2004."""
+    return _Function(lambda p, t: ssim(p, t, window_size=window_size, sigma_px=sigma_px), window_size)
+
+
+def _ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
+    """Structural similarity at five scales (images of 161 px or more). Wang, Simoncelli, Bovik 2003."""
+
+    def measure(prediction: Tensor, target: Tensor) -> Tensor:
+        return ms_ssim(prediction, target, scales=scales, window_size=window_size, sigma_px=sigma_px)
+
+    return _Function(measure, least_size(scales, window_size))
+
+
+def _lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
+    """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
+    lookup(LPIPS_NETWORKS, net, "LPIPS network")
+    return _LPIPS(net, weights)
+
+
+def _lpips_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return (lookup(LPIPS_NETWORKS, str(options.get("net", "alex")), "LPIPS network")[0],)
+
+
+def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
+    """Sharpness of the image alone, no reference; rewards noise and ringing too. Zhu & Milanfar 2010."""
+    return _Function(lambda p, t: sharpness_q(p, variant=variant), PATCH)
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """One line of the table.
+
+    Attributes: build: keyword options -> module (prediction, target) -> (N,); its docstring describes the metric.
+                label: as papers print it. higher_is_better, unit, range: of its values.
+                reference: False when the target is not looked at. needs: options -> names of pretrained weights.
+    """
+
+    build: Callable[..., nn.Module]
+    label: str
+    higher_is_better: bool
+    range: str
+    unit: str = ""
+    reference: bool = True
+    needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+
+METRICS: dict[str, MetricEntry] = {
+    "psnr": MetricEntry(_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
+    "ssim": MetricEntry(_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
+    "ms-ssim": MetricEntry(_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
+    "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=_lpips_needs),
+    "sharpness-q": MetricEntry(_sharpness_q, "Q", higher_is_better=True, range="[0, inf)", reference=False),
+}
+
+
+class Metric(nn.Module):
+    """metric(prediction, target) -> (N,) float32, one value per image, without a graph.
+
+    Shapes: (N, 1 or 3, H, W) x 2, float in [0, 1].
+    Attributes: name (the spec that makes it), higher_is_better, unit, range, reference, label, min_size, weights.
+    """
+
+    def __init__(self, name: str, entry: MetricEntry, measure: nn.Module, *, channel: str, border: int) -> None:
+        super().__init__()
+        self.name, self.channel, self.border = name, channel, border
+        self.label, self.unit, self.range = entry.label, entry.unit, entry.range
+        self.higher_is_better, self.reference = entry.higher_is_better, entry.reference
+        self.measure = measure.eval()
+        self.weights: tuple[str, ...] = ()
+
+    @property
+    def min_size(self) -> int:
+        """The least height and width, in px, of the whole image."""
+        return int(self.measure.min_size) + 2 * self.border  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def forward(self, prediction: Tensor, target: Tensor | None = None) -> Tensor:
+        if target is None:
+            if self.reference:
+                raise ValueError(f"the metric {self.name!r} compares with a target: call metric(prediction, target).")
+            target = prediction
+        check_pair(prediction, target, f"the metric {self.name!r}", min_size=self.min_size, channels=(1, 3))
+        prediction, target = (self._view(image) for image in (prediction, target))
+        return self.measure(prediction, target).float()
+
+    def _view(self, image: Tensor) -> Tensor:
+        if self.border:
+            image = image[:, :, self.border : -self.border, self.border : -self.border]
+        return CHANNELS[self.channel](image)
+
+
+Channel = Literal["rgb", "y", "luma"]
+CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {"rgb": lambda image: image, "y": luma_studio, "luma": luma}
+
+
+def metric(spec: str, *, channel: Channel | None = None, border: int | None = None, **options: Any) -> Metric:
+    """Make a metric from its name or spec: "ssim", "psnr(channel=y, border=4)", "lpips(net=vgg)".
+
+    >>> metric("psnr")(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.1)).round().tolist()
+    [20.0, 20.0]
+
+    Args:   channel: "rgb" (as the image comes), "y" (MATLAB's studio-range Y, as super-resolution papers) or "luma"
+            (full-range BT.601). border: px cut from each side first. options: of the metric itself.
+    Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
+    """
+    terms = parse(spec, "metric")
+    if len(terms) != 1 or terms[0].weight != 1:
+        raise VeridicalError(f"expected one metric, such as 'psnr(channel=y)', but got {spec!r}.")
+    name, given = terms[0].name, {**terms[0].options, **options}
+    if channel is not None:
+        given["channel"] = channel
+    if border is not None:
+        given["border"] = border
+    entry = lookup(METRICS, name, "metric")
+    shown = type(terms[0])(name, options=given).label
+    chosen, cut = str(given.pop("channel", "rgb")), int(given.pop("border", 0))
+    lookup(CHANNELS, chosen, "channel")
+    if cut < 0:
+        raise ValueError(f"the metric {shown!r} expects border >= 0 px, but got {cut}.")
+    for option in given:
+        if option not in (known := {*inspect.signature(entry.build).parameters, "channel", "border"}):
+            raise unknown(f"option of metric {name!r}", option, known)
+    made = Metric(shown, entry, call(entry.build, given, f"metric {name!r}"), channel=chosen, border=cut)
+    made.weights = entry.needs(given)
+    return made
+
+
+def needs(spec: str) -> tuple[str, ...]:
+    """Names of the pretrained weights that a metric spec needs, without building it."""
+    term = parse(spec, "metric")[0]
+    return lookup(METRICS, term.name, "metric").needs(term.options)
+
+
+__all__ = ["METRICS", "Metric", "MetricEntry", "metric", "needs"]
