@@ -1,0 +1,1 @@
+"""Comparing losses: evaluate, sweep, statistics, report, restore and score."""

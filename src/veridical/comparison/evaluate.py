@@ -1,0 +1,178 @@
+"""Restored images -> numbers. Clamping and 8-bit rounding happen here, once, and nowhere else."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from veridical.comparison.restore import restore_tiled
+from veridical.comparison.statistics import INPUT
+from veridical.core.colour import as_rgb
+from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError, WeightsMissing
+from veridical.core.files import atomic_write, write_image
+from veridical.metrics import Metric, metric
+
+SCHEMA = {"image": pl.String, "loss": pl.String, "metric": pl.String, "value": pl.Float64}
+# Above this a whole image needs more memory than it is worth: it goes through the model in tiles.
+_WHOLE_PX = 4_000_000
+
+Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One evaluation image: what goes into a model, and the truth. Both (C, H, W), nominal [0, 1]."""
+
+    name: str
+    slug: str
+    degraded: Tensor
+    sharp: Tensor
+
+
+def build_metrics(specs: Sequence[str], *, may_drop: bool) -> tuple[list[Metric], list[str]]:
+    """The metrics of specs such as 'psnr(channel=y, border=4)', and a note for each that had to be left out.
+
+    Args:   may_drop: a metric whose weights cannot be had is left out with a note; otherwise that is an error.
+    Errors: VeridicalError for an unknown name or option, or a sum of metrics.
+    """
+    metrics: list[Metric] = []
+    notes: list[str] = []
+    for spec in specs:
+        try:
+            made = metric(spec).eval()
+        except WeightsMissing as error:
+            if not may_drop:
+                raise
+            notes.append(f"the metric {spec} was left out: {first_line(error)}")
+            continue
+        except (TypeError, ValueError) as error:
+            if isinstance(error, VeridicalError):
+                raise
+            raise VeridicalError(f"the metric {spec!r} cannot be made: {error}") from error
+        if made.name not in [other.name for other in metrics]:
+            metrics.append(made)
+    return metrics, notes
+
+
+def first_line(error: Exception) -> str:
+    """An error's message without what follows its first line."""
+    return str(error).strip().splitlines()[0]
+
+
+def check_sizes(scenes: Iterable[Scene], metrics: Sequence[Metric]) -> None:
+    """Raise DataError when an image is too small for a metric: before training, not after."""
+    for scene in scenes:
+        height, width = scene.sharp.shape[-2:]
+        for one in metrics:
+            least = one.min_size
+            if min(height, width) < least:
+                raise DataError(
+                    f"the evaluation image {scene.name!r} is {width}x{height} px, but the metric {one.name} needs at "
+                    f"least {least}x{least}. Leave that image out, or choose other metrics with --metrics."
+                )
+
+
+def quantise(image: Tensor) -> Tensor:
+    """To [0, 1] and to the nearest of 256 levels: the image as a viewer would get it.
+
+    >>> quantise(torch.tensor([-0.2, 0.5, 1.3])).mul(255).tolist()
+    [0.0, 128.0, 255.0]
+    """
+    return image.clamp(0, 1).mul(255).add(0.5).floor().div(255)
+
+
+def as_seen(degraded: Tensor, sharp: Tensor) -> Tensor:
+    """The degraded input as an image that can stand beside the truth: same size (bicubic), same channels, 8 bits."""
+    image = degraded[None].float()
+    if image.shape[1] == 1 and sharp.shape[0] == 3:
+        image = as_rgb(image)
+    if image.shape[-2:] != sharp.shape[-2:]:
+        image = torch.nn.functional.interpolate(
+            image, size=sharp.shape[-2:], mode="bicubic", align_corners=False, antialias=True
+        )
+    return quantise(image[0])
+
+
+@torch.no_grad()
+def restored(model: nn.Module, scene: Scene, device: torch.device) -> Tensor:
+    """The scene through the model, whole, in eval mode and float32, clamped and rounded to 8 bits. On the CPU."""
+    was_training = model.training
+    model.eval()
+    image = scene.degraded.to(device)
+    whole = max(scene.degraded.shape[-2:]) if image[0].numel() <= _WHOLE_PX else 1024
+    result = restore_tiled(model, image, tile=whole)
+    model.train(was_training)
+    if result.shape != scene.sharp.shape:
+        raise DataError(
+            f"the model gave an image of shape {tuple(result.shape)} for {scene.name!r}, but the truth has "
+            f"{tuple(scene.sharp.shape)}. The model does not fit the task."
+        )
+    if not result.isfinite().all():
+        raise NonFiniteLoss(
+            f"the model restored {scene.name!r} to pixels that are not finite: its training diverged."
+        )
+    return quantise(result.float()).cpu()
+
+
+@torch.no_grad()
+def score_image(
+    prediction: Tensor, target: Tensor, metrics: Sequence[Metric], device: torch.device
+) -> Iterator[tuple[str, float]]:
+    """(name, value) per metric, of one pair (C, H, W)."""
+    prediction, target = prediction[None].to(device), target[None].to(device)
+    for one in metrics:
+        yield one.name, float(one.to(device)(prediction, target)[0])
+
+
+def rows_of(
+    scene: Scene, loss: str, image: Tensor, metrics: Sequence[Metric], device: torch.device
+) -> list[Row]:
+    """The rows of one 8-bit image of one loss; `loss` may be "input"."""
+    truth = quantise(scene.sharp)
+    return [
+        {"image": scene.name, "loss": loss, "metric": name, "value": value}
+        for name, value in score_image(image, truth, metrics, device)
+    ]
+
+
+def evaluate(
+    model: nn.Module,
+    scenes: Sequence[Scene],
+    metrics: Sequence[Metric],
+    *,
+    loss: str,
+    images: Path,
+    device: torch.device,
+) -> Iterator[list[Row]]:
+    """Restore and score every scene; the 8-bit images go to `images`/<slug>.png. Yields the rows of one scene at a time."""
+    for scene in scenes:
+        image = restored(model, scene, device)
+        write_image(images / f"{scene.slug}.png", image)
+        yield rows_of(scene, loss, image, metrics, device)
+
+
+def evaluate_input(
+    scenes: Sequence[Scene], metrics: Sequence[Metric], *, images: Path, device: torch.device
+) -> list[Row]:
+    """Score the degraded images themselves, and save them and the truth under `images`/input and `images`/truth."""
+    rows: list[Row] = []
+    for scene in scenes:
+        image = as_seen(scene.degraded, scene.sharp)
+        write_image(images / INPUT / f"{scene.slug}.png", image)
+        write_image(images / "truth" / f"{scene.slug}.png", quantise(scene.sharp))
+        rows += rows_of(scene, INPUT, image, metrics, device)
+    return rows
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> pl.DataFrame:
+    """rows.parquet and rows.csv in `folder`, each written whole or not at all."""
+    frame = pl.DataFrame(list(rows), schema=SCHEMA)
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    atomic_write(folder / "rows.parquet", buffer.getvalue())
+    atomic_write(folder / "rows.csv", frame.write_csv().encode())
+    return frame
