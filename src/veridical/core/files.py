@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import struct
+import threading
 import uuid
 import warnings
 import zlib
@@ -43,6 +44,9 @@ _ABOUT_THE_PHOTOGRAPH = {
         ExifTags.IFD.GPSInfo,
     )
 }
+
+# The filters of `warnings` belong to the process, and files are read on several threads.
+_WARNINGS = threading.Lock()
 
 # What Pillow raises on damaged files of one kind or another.
 _DAMAGE = (
@@ -117,10 +121,7 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            samples, bits, icc, exif = _decode(data)
+        samples, bits, icc, exif = _decode(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} is too large: {error} Images up to {Image.MAX_IMAGE_PIXELS} pixels are read."
@@ -146,8 +147,12 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
 
 def _decode(data: bytes) -> tuple[np.ndarray, int, bytes | None, bytes | None]:
     """Upright samples (H, W, 1 to 4) as uint8 or uint16, their bits, the colour profile, the EXIF bytes."""
-    with Image.open(io.BytesIO(data)) as image:
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data))
         orientation, exif = _metadata(image)
+    with image:
         icc = image.info.get("icc_profile") or None
         if image.format == "TIFF":
             orientation = 1  # Pillow and OpenCV turn a TIFF by themselves, and no other format
