@@ -1,0 +1,290 @@
+"""The geometry of the report's plots: numbers in, pixel coordinates out. The templates draw them as SVG."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = 10  # how many series colours report.css defines
+_CHARACTER_PX = 7.2  # mean width of a label's character at the report's 12 px
+_LINE_PX = 15.0
+
+_SYMBOLS = (
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0Z",  # circle
+    "M-4 -4H4V4H-4Z",  # square
+    "M0 -5.6L5.6 0L0 5.6L-5.6 0Z",  # diamond
+    "M0 -5L5.2 4H-5.2Z",  # triangle
+    "M0 5L5.2 -4H-5.2Z",  # triangle pointing down
+    "M-1.8 -5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",  # plus
+    "M-5 -2.4L-2.4 -5L5 2.4L2.4 5Z M-5 2.4L2.4 -5L5 -2.4L-2.4 5Z",  # cross
+)
+
+
+def symbol(series: int) -> str:
+    """The SVG path of a series' marker, about 10 px wide around the origin.
+
+    Colours repeat after 10 series and symbols after 7, so 70 series can be told apart.
+    """
+    return _SYMBOLS[series % len(_SYMBOLS)]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One tick: its place along the axis in pixels, and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One labelled point. anchor: SVG's text-anchor. leader: a line joins the point and its far label."""
+
+    name: str
+    series: int | None
+    x: float
+    y: float
+    label_x: float
+    label_y: float
+    anchor: str
+    leader: bool
+
+
+@dataclass(frozen=True)
+class Scatter:
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Mark, ...]
+    off_chart: bool  # the degraded input lies too far away to be drawn
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training curve as an SVG path; label_y is where its name stands, clear of the others."""
+
+    name: str
+    series: int
+    path: str
+    end_y: float
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside [low, high], about `count` of them.
+
+    >>> ticks(0.08, 0.41)
+    [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]
+    """
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten inside [low, high]; powers alone when there are many.
+
+    >>> log_ticks(0.08, 1.2)
+    [0.1, 0.2, 0.5, 1.0]
+    """
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
+    inside = [round(m * 10.0**p, 12) for p in powers for m in steps if low <= m * 10.0**p * 1.000001 <= high * 1.00001]
+    return inside or [low, high]
+
+
+def _texts(values: Sequence[float]) -> list[str]:
+    """The tick values with as many decimals as tell them apart."""
+    for decimals in range(7):
+        texts = [f"{v:.{decimals}f}" for v in values]
+        if all(math.isclose(float(t), v, rel_tol=1e-9, abs_tol=1e-12) for t, v in zip(texts, values, strict=True)):
+            return texts
+    return [f"{v:g}" for v in values]
+
+
+def scatter(
+    points: Sequence[tuple[str, int | None, float, float]],
+    *,
+    x_rises: bool,
+    y_rises: bool,
+    width: int,
+    height: int,
+) -> Scatter:
+    """Points with their names beside them; better is always to the right and upwards.
+
+    Args: points: (name, series, x, y); series None is the degraded input, drawn only when it does not squeeze
+          the others. x_rises, y_rises: whether a higher value is better on that axis.
+    """
+    trained = [p for p in points if p[1] is not None]
+    drawn = list(points)
+    for everything, ours in (
+        ([x for _, _, x, _ in points], [x for _, _, x, _ in trained]),
+        ([y for *_, y in points], [y for *_, y in trained]),
+    ):
+        spread = np.ptp(ours) or abs(ours[0]) * 0.02 or 1.0
+        if np.ptp(everything) > 3.5 * spread:
+            drawn = trained
+    left, right, top, bottom = 62.0, width - 18.0, 14.0, height - 46.0
+    x_of, x_ticks = _scale([p[2] for p in drawn], left, right, x_rises, 4 if width < 500 else 6)
+    y_of, y_ticks = _scale([p[3] for p in drawn], bottom, top, y_rises, 5)
+    at = [(x_of(p[2]), y_of(p[3])) for p in drawn]
+    labels = _place([p[0] for p in drawn], at, (left, top, right, bottom))
+    return Scatter(
+        width, height, left, right, top, bottom, x_ticks, y_ticks,
+        tuple(
+            Mark(name, series, x, y, *label)
+            for (name, series, _, _), (x, y), label in zip(drawn, at, labels, strict=True)
+        ),
+        off_chart=len(drawn) < len(points),
+    )  # fmt: skip
+
+
+def _scale(values: Sequence[float], start: float, end: float, rises: bool, count: int):
+    """value -> pixel from start (worst) to end (best) with a margin of 12 %, and the ticks."""
+    low, high = min(values), max(values)
+    margin = 0.12 * (high - low) or abs(low) * 0.02 or 1.0
+    low, high = low - margin, high + margin
+    if not rises:
+        start, end = end, start
+
+    def place(value: float) -> float:
+        return start + (value - low) / (high - low) * (end - start)
+
+    at = ticks(low, high, count)
+    return place, tuple(Tick(place(v), text) for v, text in zip(at, _texts(at), strict=True))
+
+
+def _place(names, at, bounds):
+    """A place for every name: the nearest spot that touches no marker and no name already placed."""
+    left, top, right, bottom = bounds
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    taken.append((right - 68, top, right, top + 20))  # where the plot says which corner is better
+    placed = {}
+    for i in sorted(range(len(names)), key=lambda i: -len(names[i])):
+        x, y = at[i]
+        length = len(names[i]) * _CHARACTER_PX
+        best: tuple | None = None
+        for distance in (0, 14, 28, 44, 62, 82):
+            for dx, dy, anchor in (
+                (10 + distance / 2, 4, "start"),
+                (-10 - distance / 2, 4, "end"),
+                (0, -11 - distance, "middle"),
+                (0, 19 + distance, "middle"),
+                (9 + distance / 2, -7 - distance, "start"),
+                (9 + distance / 2, 15 + distance, "start"),
+                (-9 - distance / 2, -7 - distance, "end"),
+                (-9 - distance / 2, 15 + distance, "end"),
+            ):
+                start = x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
+                box = (start, y + dy - 11, start + length, y + dy + 4)
+                outside = max(0, left - box[0]) + max(0, box[2] - right)
+                outside += max(0, top - box[1]) + max(0, box[3] - bottom)
+                cost = sum(_overlap(box, other) for other in taken) + 40 * outside + 2 * distance
+                if best is None or cost < best[0]:
+                    best = (cost, box, (x + dx, y + dy, anchor, distance > 0))
+        assert best is not None
+        taken.append(best[1])
+        placed[i] = best[2]
+    return [placed[i] for i in range(len(names))]
+
+
+def _overlap(a, b) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def relative(steps: np.ndarray, totals: np.ndarray, points: int = 80) -> tuple[np.ndarray, np.ndarray] | None:
+    """A training curve over its first value, thinned to the geometric mean of each of `points` stretches.
+
+    Values that are not positive have no place on a logarithmic axis and are dropped; None when the first is
+    not positive or fewer than two points are left.
+    """
+    if not len(totals) or not totals[0] > 0:
+        return None
+    good = np.isfinite(totals) & (totals > 0)
+    steps, values = steps[good], totals[good] / totals[0]
+    if len(values) < 2:
+        return None
+    parts = np.array_split(np.arange(len(values)), min(points, len(values)))
+    at = np.array([steps[part].mean() for part in parts])
+    at[0], at[-1] = steps[0], steps[-1]  # the axis begins and ends where the training did
+    return (
+        at,
+        np.array([math.exp(np.log(values[part]).mean()) for part in parts]),
+    )
+
+
+def curves(
+    lines: Sequence[tuple[str, int, np.ndarray, np.ndarray]], *, width: int, height: int, labels: bool
+) -> Curves:
+    """Curves on a logarithmic axis. lines: (name, series, steps, positive values). labels: name each end."""
+    room = max(len(name) for name, *_ in lines) * _CHARACTER_PX + 20 if labels else 14.0
+    left, right, top, bottom = 52.0, width - min(room, 0.34 * width), 14.0, height - 46.0
+    low = min(float(v.min()) for *_, v in lines) / 1.1
+    high = max(float(v.max()) for *_, v in lines) * 1.1
+    last = max(float(s.max()) for _, _, s, _ in lines)
+
+    def x_of(step: float) -> float:
+        return left + step / last * (right - left)
+
+    def y_of(value: float) -> float:
+        return bottom - math.log(value / low) / math.log(high / low) * (bottom - top)
+
+    ends = [y_of(float(v[-1])) for *_, v in lines]
+    label_ys = _spread(ends, top + 4, bottom)
+    drawn = [
+        Curve(
+            name=name,
+            series=series,
+            path="M" + "L".join(f"{x_of(s):.1f} {y_of(v):.1f}" for s, v in zip(steps, values, strict=True)),
+            end_y=end,
+            label_y=label_y,
+        )
+        for (name, series, steps, values), end, label_y in zip(lines, ends, label_ys, strict=True)
+    ]  # fmt: skip
+    steps_at = ticks(0, last, 3 if width < 500 else 6)
+    values_at = log_ticks(low, high)
+    return Curves(
+        width, height, left, right, top, bottom,
+        tuple(Tick(x_of(s), f"{s:,.0f}") for s in steps_at),
+        tuple(Tick(y_of(v), f"{v:g}") for v in values_at),
+        tuple(drawn),
+    )  # fmt: skip
+
+
+def _spread(ys: Sequence[float], top: float, bottom: float) -> list[float]:
+    """The nearest places to ys, at least one line apart and inside [top, bottom] while they fit there."""
+    order = sorted(range(len(ys)), key=lambda i: ys[i])
+    gap = min(_LINE_PX, (bottom - top) / max(1, len(ys) - 1)) if len(ys) > 1 else _LINE_PX
+    placed = [0.0] * len(ys)
+    previous = top - gap
+    for i in order:
+        previous = placed[i] = max(ys[i], previous + gap)
+    limit = bottom
+    for i in reversed(order):
+        limit = placed[i] = min(placed[i], limit)
+        limit -= gap
+    return placed

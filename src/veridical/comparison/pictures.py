@@ -1,0 +1,168 @@
+"""The photographs of a report: which part of which images to show, without loss, inside a budget of bytes."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from veridical.core.errors import DataError
+
+CROP_PX = 256
+BUDGET = 13_500_000  # characters of base64 in one report; the rest of the page is below 1 MB
+CROP_SHARE = 0.6  # of the budget: crops of many images say more than full frames of few
+MOST_IMAGES = 16
+_THUMBNAIL_PX = 176
+_STRIDE_PX = 16
+
+
+@dataclass(frozen=True)
+class Box:
+    """A window of an image, in pixels of the truth."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the report. crops, frames: folder of the variant -> data URI; no frames without room."""
+
+    name: str
+    width: int
+    height: int
+    box: Box
+    thumbnail: str
+    crops: dict[str, str]
+    frames: dict[str, str]
+
+    @property
+    def whole(self) -> bool:
+        """The crop is the image."""
+        return (self.box.width, self.box.height) == (self.width, self.height)
+
+
+def interesting(truth: np.ndarray, size: int = CROP_PX) -> Box:
+    """The window of at most size x size px with the most detail: the largest mean gradient of luma.
+
+    Shapes: truth (H, W, 3) uint8
+    """
+    luma = truth.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    height, width = luma.shape
+    box_h, box_w = min(size, height), min(size, width)
+    down, right = np.zeros_like(luma), np.zeros_like(luma)
+    down[:-1], right[:, :-1] = np.diff(luma, axis=0), np.diff(luma, axis=1)
+    # The root keeps one hard edge against the sky from outweighing a window full of texture.
+    detail = np.sqrt(np.hypot(down, right).astype(np.float64))
+    total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # total[i, j]: sum of detail[:i, :j]
+    tops = np.unique([*range(0, height - box_h + 1, _STRIDE_PX), height - box_h])
+    lefts = np.unique([*range(0, width - box_w + 1, _STRIDE_PX), width - box_w])
+    inside = (
+        total[np.ix_(tops + box_h, lefts + box_w)]
+        - total[np.ix_(tops, lefts + box_w)]
+        - total[np.ix_(tops + box_h, lefts)]
+        + total[np.ix_(tops, lefts)]
+    )
+    i, j = np.unravel_index(int(inside.argmax()), inside.shape)
+    return Box(int(lefts[j]), int(tops[i]), box_w, box_h)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Indices of `most` of `count` things, evenly spaced from first to last.
+
+    >>> spread(9, 3), spread(2, 5)
+    ([0, 4, 8], [0, 1])
+    """
+    if count <= most:
+        return list(range(count))
+    if most == 1:
+        return [count // 2]
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def choose(
+    run: Path, images: Sequence[tuple[str, str]], variants: Sequence[str], *, budget: int = BUDGET
+) -> list[Shown]:
+    """Crops of as many images as the budget has room for, and full frames of as many of those as still fit.
+
+    Args:   images: (name, slug), from the hardest to the easiest; what is shown is spread evenly over them.
+            variants: folders under images/, such as "input", "truth"; those without a file are left out.
+    Errors: DataError for an image file that cannot be read.
+    """
+    present = [(name, slug) for name, slug in images if (run / "images" / "truth" / f"{slug}.png").is_file()]
+    if not present:
+        return []
+    first = _crops(run, *present[len(present) // 2], variants)
+    room = max(1, int(CROP_SHARE * budget / max(1, _size(first.crops))))
+    chosen = spread(len(present), min(room, MOST_IMAGES))
+    shown: list[Shown] = []
+    used = 0
+    for i in chosen:
+        candidate = first if i == len(present) // 2 else _crops(run, *present[i], variants)
+        if shown and used + _size(candidate.crops) > budget:
+            continue
+        shown.append(candidate)
+        used += _size(candidate.crops) + len(candidate.thumbnail)
+    slugs = dict(present)
+    for k, candidate in enumerate(shown):
+        pixels = candidate.width * candidate.height
+        expected = _size(candidate.crops) * pixels / (candidate.box.width * candidate.box.height)
+        # A crop is the busiest part of its image, so the frame usually takes less than this estimate.
+        if candidate.whole or used + 0.6 * expected > budget:
+            continue
+        frames = {
+            variant: _lossless(_read(path))
+            for variant in candidate.crops
+            if (path := run / "images" / variant / f"{slugs[candidate.name]}.png").is_file()
+        }
+        if used + _size(frames) <= budget:
+            used += _size(frames)
+            shown[k] = Shown(**{**vars(candidate), "frames": frames})
+    return shown
+
+
+def _crops(run: Path, name: str, slug: str, variants: Sequence[str]) -> Shown:
+    truth = _read(run / "images" / "truth" / f"{slug}.png")
+    box = interesting(np.asarray(truth))
+    crops = {}
+    for variant in variants:
+        path = run / "images" / variant / f"{slug}.png"
+        if path.is_file():
+            crops[variant] = _lossless(_cut(_read(path), box, truth.size))
+    small = truth.copy()
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    return Shown(name, *truth.size, box, _uri(small, "JPEG", quality=82), crops, {})
+
+
+def _cut(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """The box, in pixels of an image of that size, from an image that may be smaller (super-resolution)."""
+    x, y = image.width / size[0], image.height / size[1]
+    left, top = round(box.left * x), round(box.top * y)
+    return image.crop((left, top, left + max(1, round(box.width * x)), top + max(1, round(box.height * y))))
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"the run's image {path} cannot be read ({error}). Evaluate the run again.") from error
+
+
+def _lossless(image: Image.Image) -> str:
+    return _uri(image, "WEBP", lossless=True, quality=60, method=4)
+
+
+def _uri(image: Image.Image, kind: str, **options: int | bool) -> str:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+
+
+def _size(uris: dict[str, str]) -> int:
+    return sum(map(len, uris.values()))
