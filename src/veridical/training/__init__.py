@@ -1,0 +1,1 @@
+"""Training one model with one loss: recipe, photographs, samples, loop, checkpoints."""

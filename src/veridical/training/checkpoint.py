@@ -1,0 +1,196 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole or not at all.
+
+checkpoints/step-00001000/model.safetensors   the model's state_dict
+                          state.safetensors   optimiser, EMA, loss and random state
+                          state.json          step, seconds, fingerprint, versions, hashes of the two
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from veridical.core.errors import RecipeError, VeridicalError
+
+KEEP = 2  # the newest, and the one before in case the newest is damaged
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+class StorageError(VeridicalError, OSError):
+    """The disk refused what training had to write; what was there before is intact."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; every tensor on the CPU.
+
+    seconds:     of training so far.
+    fingerprint: setting -> value, of everything that must be the same for the run to go on.
+    model:       the model's state_dict.
+    state:       "optimizer.<parameter>.<key>", "ema.<name>", "loss.<name>", "random.<device>".
+    """
+
+    step: int
+    seconds: float
+    fingerprint: Mapping[str, str]
+    model: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `state` below `name`, by the rest of their keys."""
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)
+        }
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder`/step-00001000 and delete all but the newest KEEP. Returns its path.
+
+    The files are written and flushed in a hidden folder beside it, which is then renamed.
+    Errors: StorageError naming path and cause; older checkpoints are then intact and the hidden folder is
+            removed.
+    """
+    path = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".{path.name}-{uuid.uuid4().hex[:8]}"
+    with storage(path, last_good=newest(folder)):
+        try:
+            temporary.mkdir(parents=True)
+            hashes = {}
+            for name, tensors in (("model", checkpoint.model), ("state", checkpoint.state)):
+                whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                data = safetensors.torch.save(_unshared(whole))
+                hashes[name] = hashlib.sha256(data).hexdigest()
+                _write(temporary / f"{name}.safetensors", data)
+            facts = {
+                "step": checkpoint.step,
+                "seconds": checkpoint.seconds,
+                "fingerprint": dict(checkpoint.fingerprint),
+                "sha256": hashes,
+                "versions": {"torch": torch.__version__},
+            }
+            _write(temporary / "state.json", json.dumps(facts, indent=2).encode())
+            if path.exists():  # damaged, or of an older run of the same length
+                shutil.rmtree(path)
+            temporary.rename(path)
+            _flush_folder(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    for old in _paths(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    for left in folder.glob(".step-*"):  # by a process that was killed while writing
+        shutil.rmtree(left, ignore_errors=True)
+    return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, unread; None when there is none."""
+    paths = _paths(folder)
+    return paths[-1] if paths else None
+
+
+def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, or None; and a message for each damaged one passed over."""
+    messages: list[str] = []
+    for path in reversed(_paths(folder)):
+        try:
+            return read(path), messages
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            messages.append(f"the checkpoint {path} is damaged ({error}); going back to the one before.")
+    return None, messages
+
+
+def read(path: Path) -> Checkpoint:
+    """One checkpoint. Errors: OSError, ValueError, KeyError or SafetensorError when it is damaged."""
+    facts = json.loads((path / "state.json").read_bytes())
+    tensors = {}
+    for name in ("model", "state"):
+        data = (path / f"{name}.safetensors").read_bytes()
+        if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
+            raise ValueError(f"{name}.safetensors is not what was written: its sha256 differs")
+        tensors[name] = safetensors.torch.load(data)
+    return Checkpoint(
+        facts["step"], facts["seconds"], facts["fingerprint"], tensors["model"], tensors["state"]
+    )
+
+
+def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:
+    """Raise RecipeError that names each setting by which a run differs from the one it would go on from."""
+    saved = checkpoint.fingerprint
+    differing = [
+        f"{name} was {saved.get(name, 'not set')}, now {fingerprint.get(name, 'not set')}"
+        for name in sorted(saved.keys() | fingerprint.keys())
+        if saved.get(name) != fingerprint.get(name)
+    ]
+    if differing:
+        raise RecipeError(
+            f"{folder} holds a run of other settings, at step {checkpoint.step}: {'; '.join(differing)}. "
+            "Go on with the old settings, or choose another --out."
+        )
+
+
+@contextlib.contextmanager
+def storage(path: Path, *, last_good: Path | None) -> Iterator[None]:
+    """Turn an OSError into a StorageError that names `path`, the cause, and the checkpoint to go on from."""
+    try:
+        yield
+    except StorageError:
+        raise
+    # safetensors wraps what the system says in an error of its own
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        resume = f"The last good checkpoint is {last_good}" if last_good else "There is no earlier checkpoint"
+        raise StorageError(
+            f"cannot write {path}: {cause}. {resume}. Free some space, or mend the permissions, "
+            "and run the same command to go on."
+        ) from error
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory with another, which safetensors refuses."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        start = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if start in seen else value
+        seen.add(start)
+    return result
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where folders can be flushed (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,541 @@
+"""Training samples and evaluation pairs, every one of them a pure function of (seed, place).
+
+Sample `index` is drawn from a generator of its own, seeded with a hash of (seed, index). So every loss of a
+comparison sees the same crops, flips and noise in the same order, whatever the worker count, resumed or not.
+"""
+
+import hashlib
+import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from veridical.core.colour import luma
+from veridical.core.errors import DataError
+from veridical.core.files import find_images, read_image
+
+# Decoded photographs kept in memory, together, at the depth of their files.
+CACHE_BYTES = 2 * 2**30
+# A training crop is cut from a degraded window that is larger by this on each side (where the photograph
+# allows), so that the border rule of a blur of up to 33 px stays outside. A multiple of 16: JPEG's blocks
+# with halved colour, a Bayer pattern and a resize's grid then stand in the crop as they stand in a whole
+# image.
+MARGIN_PX = 16
+
+
+class Degradation(Protocol):
+    """What is needed of a degradation here; `veridical.degradation(spec)` makes one."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def scale(self) -> object: ...
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
+class Photograph(NamedTuple):
+    """A named photograph: a file, or an image (C, H, W) in [0, 1] that is in memory already."""
+
+    name: str
+    source: Path | Tensor
+
+
+class Pair(NamedTuple):
+    """A degraded photograph and the sharp one of the same scene and size."""
+
+    name: str
+    degraded: Photograph
+    sharp: Photograph
+
+
+class EvaluationPair(NamedTuple):
+    """degraded, sharp: (C, H, W) float32."""
+
+    name: str
+    degraded: Tensor
+    sharp: Tensor
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A photograph that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+def generator_for(seed: int, *place: int | str) -> torch.Generator:
+    """A CPU generator for one place of a run, independent of every other: seeded by BLAKE2b of both.
+
+    >>> generator_for(0, 5).initial_seed() == generator_for(0, 5).initial_seed()
+    True
+    """
+    text = "/".join(map(str, (seed, *place))).encode()
+    mixed = (
+        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    )  # 63 bits: never negative
+    return torch.Generator().manual_seed(mixed)
+
+
+def photographs_in(folder: Path) -> list[Photograph]:
+    """The images below `folder`, named by their paths inside it: without suffix unless two would then be one."""
+    paths = find_images(folder)
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    return [
+        Photograph(stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix(), path)
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
+def pairs_in(degraded: Path, sharp: Path) -> list[Pair]:
+    """Pairs of two folders, matched by path inside the folder without the suffix.
+
+    Errors: DataError when a name stands on one side only (lists the first of each side).
+    """
+    left, right = ({photo.name: photo for photo in photographs_in(folder)} for folder in (degraded, sharp))
+    only_left, only_right = sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys())
+    if only_left or only_right:
+        raise DataError(
+            f"the names in {degraded} and {sharp} do not match. A pair has one name in both folders, "
+            f"whatever the suffix. Only in the first: {_first(only_left)}. Only in the second: {_first(only_right)}."
+        )
+    return [Pair(name, left[name], right[name]) for name in left]
+
+
+def hold_out(
+    items: Sequence[Photograph], count: int | None = None
+) -> tuple[list[Photograph], list[Photograph]]:
+    """Split one folder into (train, evaluate): the `count` whose names hash lowest are held out.
+
+    The choice depends on the names alone, so a photograph added later rarely moves another.
+
+    Args:   count: how many to hold out; by default one in eight, at least 1 and at most 24.
+    Errors: DataError when nothing would be left to train on.
+    """
+    count = min(24, max(1, len(items) // 8)) if count is None else count
+    if len(items) <= count:
+        raise DataError(
+            f"{len(items)} photograph(s) cannot be split into some to train on and {count} to evaluate on. "
+            "Give more, or a folder of each."
+        )
+    ranked = sorted(items, key=lambda item: hashlib.blake2b(item.name.encode()).digest())
+    held = {item.name for item in ranked[:count]}
+    return [i for i in items if i.name not in held], [i for i in items if i.name in held]
+
+
+def hold_out_pairs(items: Sequence[Pair], count: int | None = None) -> tuple[list[Pair], list[Pair]]:
+    """`hold_out` for pairs."""
+    _, held = hold_out([pair.sharp for pair in items], count)
+    names = {photo.name for photo in held}
+    return [p for p in items if p.sharp.name not in names], [p for p in items if p.sharp.name in names]
+
+
+class Store:
+    """Photographs decoded once and kept, as many as fit into `cache_bytes`, the least recently used given up
+    first.
+
+    In a DataLoader's worker, which has a memory of its own, the limit is divided by the number of workers.
+    """
+
+    def __init__(self, *, channels: int, cache_bytes: int = CACHE_BYTES) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (luma) or 3 (RGB), but got {channels!r}.")
+        self.channels = channels
+        self.cache_bytes = cache_bytes
+        self._kept: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._sizes: dict[Path, tuple[int, int]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """A worker that is started afresh decodes for itself, instead of being sent every photograph."""
+        return {**self.__dict__, "_kept": OrderedDict(), "_bytes": 0}
+
+    def samples(self, photograph: Photograph) -> np.ndarray | Tensor:
+        """(C, H, W): uint8 or uint16 of a file, or the float tensor that was given."""
+        source = photograph.source
+        if isinstance(source, Tensor):
+            return self._adapt(source)
+        if source in self._kept:
+            self._kept.move_to_end(source)
+            return self._kept[source]
+        pixels = decode(source)
+        self.keep(source, pixels)
+        return pixels
+
+    def window(self, photograph: Photograph, top: int, left: int, height: int, width: int) -> Tensor:
+        """A part of a photograph: (channels, height, width) float32 in [0, 1]."""
+        samples = self.samples(photograph)[:, top : top + height, left : left + width]
+        if isinstance(samples, Tensor):
+            return samples.to(torch.float32)
+        peak = np.iinfo(samples.dtype).max
+        return self._adapt(torch.from_numpy(samples.astype(np.float32) / peak))
+
+    def whole(self, photograph: Photograph) -> Tensor:
+        """A whole photograph: (channels, H, W) float32 in [0, 1]."""
+        return self.window(photograph, 0, 0, *self.size(photograph))
+
+    def size(self, photograph: Photograph) -> tuple[int, int]:
+        """(H, W), without decoding a file that was decoded before."""
+        source = photograph.source
+        if isinstance(source, Path) and source in self._sizes:
+            return self._sizes[source]
+        height, width = self.samples(photograph).shape[-2:]
+        return int(height), int(width)
+
+    def keep(self, path: Path, pixels: np.ndarray) -> None:
+        """Remember what `decode` gave, if it fits."""
+        self._sizes[path] = (pixels.shape[1], pixels.shape[2])
+        worker = get_worker_info()
+        limit = self.cache_bytes // (worker.num_workers if worker else 1)
+        if path in self._kept or pixels.nbytes > limit:
+            return
+        self._kept[path] = pixels
+        self._bytes += pixels.nbytes
+        while self._bytes > limit:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+
+    def _adapt(self, image: Tensor) -> Tensor:
+        if self.channels == 1:
+            return luma(image[None])[0]
+        return image.expand(3, -1, -1)
+
+
+def decode(path: Path) -> np.ndarray:
+    """A file's pixels at its own depth: (1 or 3, H, W), uint8 or uint16. Errors: as `read_image`."""
+    image = read_image(path, channels=None)
+    peak = 2**image.bits - 1
+    return (image.pixels * peak).round().numpy().astype(np.uint8 if image.bits == 8 else np.uint16)
+
+
+def _usable(
+    items: Sequence[Pair],
+    store: Store,
+    least: int,
+    what: str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Pair], list[Skipped]]:
+    """Every pair whose files decode, are large enough and of one size; the others with their reasons.
+
+    Each file is decoded once, on several threads, because a file cut short shows only then.
+    """
+
+    def read(pair: Pair) -> dict[Path, np.ndarray] | DataError:
+        try:
+            paths = {photo.source for photo in (pair.degraded, pair.sharp) if isinstance(photo.source, Path)}
+            return {path: decode(path) for path in paths}
+        except DataError as error:
+            return error
+
+    usable: list[Pair] = []
+    skipped: list[Skipped] = []
+    pool = ThreadPoolExecutor(max_workers=8)
+    try:
+        for done, (pair, decoded) in enumerate(zip(items, pool.map(read, items), strict=True), start=1):
+            if isinstance(decoded, DataError):
+                skipped.append(Skipped(pair.name, str(decoded)))
+            else:
+                for path, pixels in decoded.items():
+                    store.keep(path, pixels)
+                reason = _fault(pair, store, least, what)
+                if reason:
+                    skipped.append(Skipped(pair.name, reason))
+                else:
+                    usable.append(pair)
+            if progress:
+                progress(done, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not usable:
+        reasons = "\n  ".join(each.reason for each in skipped[:3]) or "none was given."
+        raise DataError(f"none of the {len(items)} image(s) can be used for {what}:\n  {reasons}")
+    return usable, skipped
+
+
+def _fault(pair: Pair, store: Store, least: int, what: str) -> str | None:
+    """Why a pair that decodes is skipped, or None. Two sizes are a mistake and raise DataError."""
+    (height, width), other = store.size(pair.sharp), store.size(pair.degraded)
+    if other != (height, width):
+        raise DataError(
+            f"the pair {pair.name!r} has two sizes: {_where(pair.degraded)} is {other[1]}x{other[0]} px, "
+            f"{_where(pair.sharp)} is {width}x{height}. Both must show the same scene at the same size."
+        )
+    if min(height, width) < least:
+        return f"{_where(pair.sharp)} is {width}x{height} px, but {what} need at least {least}x{least}."
+    return None
+
+
+class Samples(Dataset[tuple[Tensor, Tensor]]):
+    """Sample `index` -> (degraded, sharp), each (channels, crop, crop) float32. There is no last index.
+
+    Attributes: skipped: the photographs that could not be used, with reasons. label: what is sampled, for a
+            reader.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Pair],
+        *,
+        crop: int,
+        seed: int,
+        channels: int = 3,
+        flips: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if crop < 1:
+            raise ValueError(f"crop must be at least 1 px, but got {crop!r}.")
+        self.store = Store(channels=channels, cache_bytes=cache_bytes)
+        self.crop, self.seed, self.flips = crop, seed, flips
+        self.items, self.skipped = _usable(items, self.store, crop, f"training crops of {crop} px", progress)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(self.seed, index)
+        pair = self.items[_draw(len(self.items), generator)]
+        height, width = self.store.size(pair.sharp)
+        top, left = _draw(height - self.crop + 1, generator), _draw(width - self.crop + 1, generator)
+        turn = _draw(8, generator) if self.flips else 0
+        return self._cut(pair, top, left, turn, generator)
+
+    def _cut(
+        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class TrainingSamples(Samples):
+    """Samples of sharp photographs, degraded as they are drawn.
+
+    The sample's generator chooses, in this order: photograph, row, column, one of the 8 turns and flips, and
+    then whatever the degradation draws. Every photograph is as likely as another, and so is every place in
+    it.
+
+    Args:   photographs: to sample from; those that cannot be read or are smaller than `crop` are skipped.
+            degradation: must keep the size of the image (`scale` 1).
+            crop: side of a sample, in px. channels: 3, or 1 for BT.601 luma. flips: turn and mirror at
+            random.
+            cache_bytes: limit of the decoded photographs kept. progress: called with (done, of) while files
+            are read.
+    Errors: DataError when no photograph is left, or the degradation changes the size.
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Photograph | tuple[str, Tensor]],
+        degradation: Degradation,
+        *,
+        crop: int,
+        seed: int,
+        channels: int = 3,
+        flips: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        _keeps_the_size(degradation)
+        self.degradation = degradation
+        super().__init__(
+            [Pair(photo.name, photo, photo) for photo in _named(photographs)],
+            crop=crop,
+            seed=seed,
+            channels=channels,
+            flips=flips,
+            cache_bytes=cache_bytes,
+            progress=progress,
+        )
+
+    def _cut(
+        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        height, width = self.store.size(pair.sharp)
+        # What is left on each side of the crop, in whole multiples of the margin: 0 or 1.
+        above, below = (MARGIN_PX * (room >= MARGIN_PX) for room in (top, height - top - self.crop))
+        before, after = (MARGIN_PX * (room >= MARGIN_PX) for room in (left, width - left - self.crop))
+        window = self.store.window(
+            pair.sharp, top - above, left - before, above + self.crop + below, before + self.crop + after
+        )
+        for _ in range(turn % 4):
+            window = window.rot90(1, (1, 2))
+            above, after, below, before = after, below, before, above
+        if turn >= 4:
+            window = window.flip(2)
+            before, after = after, before
+        window = window.contiguous()
+        degraded = self.degradation(window, generator)
+        inside = (slice(None), slice(above, above + self.crop), slice(before, before + self.crop))
+        return degraded[inside].contiguous(), window[inside].contiguous()
+
+
+class PairSamples(Samples):
+    """Samples of real pairs: the same crop and turn of a degraded photograph and of its sharp one.
+
+    Args:   items: of `pairs_in`; those with a file that cannot be read or is smaller than `crop` are skipped.
+            Others as for TrainingSamples.
+    Errors: DataError when no pair is left, or when the two of a pair differ in size.
+    """
+
+    def _cut(
+        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        del generator
+        degraded, sharp = (
+            self.store.window(photo, top, left, self.crop, self.crop).rot90(turn % 4, (1, 2))
+            for photo in (pair.degraded, pair.sharp)
+        )
+        if turn >= 4:
+            degraded, sharp = degraded.flip(2), sharp.flip(2)
+        return degraded.contiguous(), sharp.contiguous()
+
+
+def batches(
+    samples: Dataset[tuple[Tensor, Tensor]],
+    *,
+    batch_size: int,
+    start_step: int,
+    steps: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches (degraded, sharp), each (B, C, H, W), of the steps start_step + 1 to `steps`.
+
+    Batch k holds the samples (k - 1) * batch_size onwards, whatever `workers` and wherever one starts. With
+    several processes (`world_size`), process `rank` gets its equal share of every batch.
+    """
+    if batch_size % world_size:
+        raise DataError(
+            f"a batch of {batch_size} cannot be shared equally by {world_size} devices; "
+            "set training.batch_size to a multiple of training.devices."
+        )
+    share = batch_size // world_size
+    places = [
+        range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share)
+        for step in range(start_step, steps)
+    ]
+    if workers == 0:
+        return (_collate([samples[index] for index in place]) for place in places)
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        samples,
+        batch_sampler=[list(place) for place in places],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # else the loader draws its base seed from torch's global state
+    )
+    return iter(loader)
+
+
+class EvaluationPairs:
+    """Whole images to evaluate on, as (name, degraded, sharp), made anew on each iteration and always the
+    same.
+
+    Attributes: skipped: the photographs that could not be used, with reasons.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Pair],
+        *,
+        degradation: Degradation | None,
+        seed: int,
+        channels: int,
+        min_size: int,
+        cache_bytes: int,
+    ) -> None:
+        self.store = Store(channels=channels, cache_bytes=cache_bytes)
+        self.degradation, self.seed = degradation, seed
+        self.items, self.skipped = _usable(items, self.store, min_size, "evaluation images", None)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[EvaluationPair]:
+        for pair in self.items:
+            sharp = self.store.whole(pair.sharp)
+            if self.degradation is None:
+                degraded = self.store.whole(pair.degraded)
+            else:
+                degraded = self.degradation(sharp, generator_for(self.seed, "evaluate", pair.name))
+            yield EvaluationPair(pair.name, degraded, sharp)
+
+
+def evaluation_photographs(
+    photographs: Sequence[Photograph | tuple[str, Tensor]],
+    degradation: Degradation,
+    *,
+    seed: int,
+    channels: int = 3,
+    min_size: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+) -> EvaluationPairs:
+    """Sharp photographs and their degraded selves, drawn from a generator of (seed, name): the same for
+    every loss.
+
+    Args:   min_size: photographs with a side shorter than this are skipped.
+    Errors: DataError when no photograph is left, or the degradation changes the size.
+    """
+    _keeps_the_size(degradation)
+    items = [Pair(photo.name, photo, photo) for photo in _named(photographs)]
+    return EvaluationPairs(
+        items,
+        degradation=degradation,
+        seed=seed,
+        channels=channels,
+        min_size=min_size,
+        cache_bytes=cache_bytes,
+    )
+
+
+def evaluation_pairs(
+    items: Sequence[Pair], *, channels: int = 3, min_size: int = 1, cache_bytes: int = CACHE_BYTES
+) -> EvaluationPairs:
+    """Real pairs as they are; arguments and errors as for `evaluation_photographs`."""
+    return EvaluationPairs(
+        items, degradation=None, seed=0, channels=channels, min_size=min_size, cache_bytes=cache_bytes
+    )
+
+
+def _keeps_the_size(degradation: Degradation) -> None:
+    if degradation.scale != 1:
+        raise DataError(
+            f"the degradation {degradation.label!r} makes the image {degradation.scale} times smaller, "
+            "but models keep the size. Enlarge it again: 'bicubic-downscale(scale=4) + bicubic-upscale(scale=4)'."
+        )
+
+
+def _named(photographs: Sequence[Photograph | tuple[str, Tensor]]) -> list[Photograph]:
+    return [Photograph(*each) for each in photographs]
+
+
+def _where(photograph: Photograph) -> str:
+    return str(photograph.source) if isinstance(photograph.source, Path) else photograph.name
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    degraded, sharp = zip(*samples, strict=True)
+    return torch.stack(degraded), torch.stack(sharp)
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training loop decides when the workers end."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _first(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

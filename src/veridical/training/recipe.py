@@ -1,0 +1,217 @@
+"""The recipe: all that decides what a comparison computes, in one TOML file, checked before anything runs."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from veridical.core.catalog import nearest
+from veridical.core.errors import RecipeError
+from veridical.training.settings import Settings
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(_Part):
+    """Where photographs come from. Without any of these: the demo's photographs.
+
+    train:          folder of sharp photographs, degraded as they are drawn.
+    evaluate:       folder of sharp photographs to evaluate on; without it, some of `train` are held out.
+    pairs:          two folders of real pairs to train on: degraded, sharp.
+    pairs_evaluate: two folders of real pairs to evaluate on; without it, some of `pairs` are held out.
+    """
+
+    train: str | None = None
+    evaluate: str | None = None
+    pairs: tuple[str, str] | None = Field(default=None, strict=False)
+    pairs_evaluate: tuple[str, str] | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if self.train and self.pairs:
+            raise ValueError("data.train and data.pairs are both set; train on photographs or on real pairs.")
+        if self.evaluate and self.pairs_evaluate:
+            raise ValueError("data.evaluate and data.pairs_evaluate are both set; evaluate on one of them.")
+        return self
+
+
+class Model(_Part):
+    """The restorer. None means: what the task (name) or the model (width) has by default.
+
+    channels: 3 (RGB) or 1 (luma), of the model and of all images.
+    """
+
+    name: str | None = None
+    width: int | None = Field(default=None, ge=1)
+    channels: int = 3
+
+    @field_validator("channels")
+    @classmethod
+    def _rgb_or_luma(cls, channels: int) -> int:
+        if channels not in (1, 3):
+            raise ValueError(f"model.channels must be 3 (RGB) or 1 (luma), but got {channels}.")
+        return channels
+
+
+class Recipe(_Part):
+    """One task, one model, one data set; several losses.
+
+    degradation: a spec that takes the place of the task's own.
+    losses:      name -> spec. A list in TOML gives each spec its own text as name.
+    out:         the run's folder.
+    """
+
+    task: str = "deblur"
+    degradation: str | None = None
+    losses: dict[str, str] = Field(default_factory=lambda: {"l2": "l2", "l1": "l1"})
+    metrics: tuple[str, ...] = Field(
+        default=("psnr", "ssim", "ms-ssim", "lpips", "sharpness-q"), strict=False
+    )
+    data: Data = Data()
+    model: Model = Model()
+    training: Settings = Settings()
+    out: str | None = None
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _list_to_table(cls, losses: Any) -> Any:
+        if isinstance(losses, str):
+            losses = [losses]
+        if isinstance(losses, list | tuple):
+            if not all(isinstance(spec, str) for spec in losses):
+                raise ValueError(f"losses must be specs in quotes, but got {list(losses)!r}.")
+            specs = [" ".join(spec.split()) for spec in losses]
+            twice = sorted({spec for spec in specs if specs.count(spec) > 1})
+            if twice:
+                raise ValueError(f"losses names {', '.join(twice)} twice.")
+            losses = {spec: spec for spec in specs}
+        if isinstance(losses, dict) and not losses:
+            raise ValueError('losses is empty; name at least one, as in losses = ["l1", "l2"].')
+        return losses
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _table_to_settings(cls, training: Any) -> Any:
+        if not isinstance(training, dict):
+            return training
+        for key in training:
+            if key not in _keys_at(["training"]):
+                raise RecipeError(_unknown(["training", key]))
+        return Settings(**training)
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _one_metric_to_list(cls, metrics: Any) -> Any:
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        if isinstance(metrics, list | tuple) and not metrics:
+            raise ValueError('metrics is empty; name at least one, as in metrics = ["psnr"].')
+        return metrics
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, with every default written out; `load_recipe` reads it back to an equal recipe.
+
+        >>> Recipe.model_validate(tomllib.loads(Recipe().to_toml())) == Recipe()
+        True
+        """
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file, or from the defaults, with `key=value` overrides in order.
+
+    A value is read as TOML, and a bare word as a string: training.lr=2e-4, task=denoise, losses=["l1",
+    "pdl"]. Relative paths in a recipe start at the current folder.
+
+    Errors: RecipeError for a file that cannot be read, an unknown key (suggests the nearest) or a wrong
+            value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {path} is not TOML: {error}.") from error
+    for override in overrides:
+        _set(values, override)
+    return make_recipe(values)
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested tables. Errors: RecipeError that names every wrong key."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        faults = [_explain(fault) for fault in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(faults))) from error
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into nested tables."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key:
+        raise RecipeError(
+            f"cannot read the setting {override!r}. Expected key=value, as in training.lr=2e-4."
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.split(".")
+    at = values
+    for depth, name in enumerate(tables, start=1):
+        at = at.setdefault(name, {})
+        if not isinstance(at, dict):
+            raise RecipeError(f"cannot set {key}: {'.'.join(tables[:depth])} is {at!r}, not a table of keys.")
+    at[last] = value
+
+
+def _explain(fault: Any) -> str:
+    """One sentence or two for one of pydantic's errors."""
+    keys = [str(step) for step in fault["loc"]]
+    dotted = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        return _unknown(keys)
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    if fault["type"] in ("dataclass_type", "dataclass_exact_type", "model_type"):
+        return f"{dotted} must be a table of keys, but got {fault['input']!r}."
+    expected = fault["msg"].removeprefix("Input should be ")
+    return f"{dotted} must be {expected}, but got {fault['input']!r}."
+
+
+def _unknown(keys: list[str]) -> str:
+    known = _keys_at(keys[:-1])
+    close = _elsewhere(keys[-1]) or nearest(keys[-1], known)
+    hint = f"Did you mean {close!r}? " if close else ""
+    return f"unknown recipe key {'.'.join(keys)!r}. {hint}Known here: {', '.join(known)}."
+
+
+def _keys_at(keys: list[str]) -> list[str]:
+    """The keys a recipe knows below a path of keys."""
+    at: Any = Recipe
+    for key in keys:
+        at = at.model_fields[key].annotation
+    return [f.name for f in fields(at)] if is_dataclass(at) else list(at.model_fields)
+
+
+def _elsewhere(name: str) -> str | None:
+    """The dotted path of a key of this very name in another table: `steps` -> `training.steps`."""
+    for table in ("training", "model", "data"):
+        if name in _keys_at([table]):
+            return f"{table}.{name}"
+    return None
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return value
