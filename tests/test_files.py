@@ -98,16 +98,12 @@ def test_a_palette_with_a_transparent_colour_has_alpha(tmp_path: Path):
 
 def test_luma_is_bt601(tmp_path: Path):
     Image.new("RGB", (2, 2), (255, 0, 0)).save(tmp_path / "red.png")
-    torch.testing.assert_close(
-        read_image(tmp_path / "red.png", channels=1).pixels, torch.full((1, 2, 2), 0.299)
-    )
+    torch.testing.assert_close(read_image(tmp_path / "red.png", channels=1).pixels, torch.full((1, 2, 2), 0.299))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_sixteen_bit_colour_written_by_opencv_keeps_all_its_bits(
-    tmp_path: Path, suffix: str, channels: int, capfd
-):
+def test_sixteen_bit_colour_written_by_opencv_keeps_all_its_bits(tmp_path: Path, suffix: str, channels: int, capfd):
     cv2 = pytest.importorskip("cv2")
     samples = random_samples(5, 7, channels, bits=16)
     order = [2, 1, 0, 3][:channels]
@@ -264,9 +260,7 @@ def test_a_format_that_cannot_hold_it_says_which_can(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "x.bin"
     atomic_write(path, b"old")
 

@@ -91,16 +91,12 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.exists():
         raise DataError(f"there is no folder {folder}. Expected a folder of images ({suffixes}).")
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder. Expected a folder of images; did you mean {folder.parent}?"
-        )
+        raise DataError(f"{folder} is not a folder. Expected a folder of images; did you mean {folder.parent}?")
     found = []
     for at, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
-            Path(at, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+            Path(at, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
         ]
     if not found:
         raise DataError(f"the folder {folder} holds no image at any depth. Image files end in {suffixes}.")
@@ -194,9 +190,7 @@ def _decode_deep_colour(data: bytes) -> np.ndarray:
     if samples is None:
         raise ValueError("OpenCV cannot decode it")
     if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] not in (3, 4):
-        raise DataError(
-            f"its samples are {samples.dtype} of shape {samples.shape}. Convert it to a 16-bit RGB PNG."
-        )
+        raise DataError(f"its samples are {samples.dtype} of shape {samples.shape}. Convert it to a 16-bit RGB PNG.")
     order = [2, 1, 0, 3][: samples.shape[2]]  # from BGR(A)
     return np.ascontiguousarray(samples[..., order])
 
@@ -209,9 +203,7 @@ def _metadata(image: Image.Image) -> tuple[int, bytes | None]:
         if image.format == "TIFF":
             kept = Image.Exif()
             for tag in _ABOUT_THE_PHOTOGRAPH & set(exif):
-                kept[tag] = (
-                    exif.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else exif[tag]
-                )
+                kept[tag] = exif.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else exif[tag]
             exif = kept
         if not exif:
             return orientation if orientation in range(1, 9) else 1, None
@@ -265,25 +257,20 @@ def write_image(
         )
     if bits == 16 and suffix not in DEEP_SUFFIXES:
         raise DataError(
-            f"cannot write {path}: {suffix} holds no 16-bit samples. "
-            f"Use one of {' '.join(DEEP_SUFFIXES)}, or bits=8."
+            f"cannot write {path}: {suffix} holds no 16-bit samples. Use one of {' '.join(DEEP_SUFFIXES)}, or bits=8."
         )
     samples = _samples(path, pixels, alpha, bits)
     try:
         data = _encode(samples, suffix, bits, icc, exif)
     except (OSError, ValueError, struct.error) as error:
-        raise DataError(
-            f"cannot write {path}: encoding {samples.shape} as {suffix} failed ({error})."
-        ) from error
+        raise DataError(f"cannot write {path}: encoding {samples.shape} as {suffix} failed ({error}).") from error
     atomic_write(path, data)
 
 
 def _samples(path: Path, pixels: Tensor, alpha: Tensor | None, bits: int) -> np.ndarray:
     """(H, W, C) of uint8 or uint16."""
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ValueError(
-            f"write_image expects pixels of shape (3 or 1, H, W), but got {tuple(pixels.shape)}."
-        )
+        raise ValueError(f"write_image expects pixels of shape (3 or 1, H, W), but got {tuple(pixels.shape)}.")
     if alpha is not None:
         if alpha.shape != (1, *pixels.shape[1:]):
             raise ValueError(
@@ -327,9 +314,7 @@ def _encode_deep_png(samples: np.ndarray, icc: bytes | None, exif: bytes | None)
     above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
     filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows - above], axis=1)
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    data = b"\x89PNG\r\n\x1a\n" + chunk(
-        b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    )
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
     if icc:
         data += chunk(b"iCCP", b"icc\0\0" + zlib.compress(icc))
     if exif:

@@ -51,9 +51,7 @@ class Checkpoint:
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of `state` below `name`, by the rest of their keys."""
         prefix = f"{name}."
-        return {
-            key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)
-        }
+        return {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -122,9 +120,7 @@ def read(path: Path) -> Checkpoint:
         if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
             raise ValueError(f"{name}.safetensors is not what was written: its sha256 differs")
         tensors[name] = safetensors.torch.load(data)
-    return Checkpoint(
-        facts["step"], facts["seconds"], facts["fingerprint"], tensors["model"], tensors["state"]
-    )
+    return Checkpoint(facts["step"], facts["seconds"], facts["fingerprint"], tensors["model"], tensors["state"])
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:

@@ -79,9 +79,7 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
     True
     """
     text = "/".join(map(str, (seed, *place))).encode()
-    mixed = (
-        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-    )  # 63 bits: never negative
+    mixed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1  # 63 bits: never negative
     return torch.Generator().manual_seed(mixed)
 
 
@@ -110,9 +108,7 @@ def pairs_in(degraded: Path, sharp: Path) -> list[Pair]:
     return [Pair(name, left[name], right[name]) for name in left]
 
 
-def hold_out(
-    items: Sequence[Photograph], count: int | None = None
-) -> tuple[list[Photograph], list[Photograph]]:
+def hold_out(items: Sequence[Photograph], count: int | None = None) -> tuple[list[Photograph], list[Photograph]]:
     """Split one folder into (train, evaluate): the `count` whose names hash lowest are held out.
 
     The choice depends on the names alone, so a photograph added later rarely moves another.
@@ -305,9 +301,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         turn = _draw(8, generator) if self.flips else 0
         return self._cut(pair, top, left, turn, generator)
 
-    def _cut(
-        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -351,9 +345,7 @@ class TrainingSamples(Samples):
             progress=progress,
         )
 
-    def _cut(
-        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         height, width = self.store.size(pair.sharp)
         # What is left on each side of the crop, in whole multiples of the margin: 0 or 1.
         above, below = (MARGIN_PX * (room >= MARGIN_PX) for room in (top, height - top - self.crop))
@@ -381,9 +373,7 @@ class PairSamples(Samples):
     Errors: DataError when no pair is left, or when the two of a pair differ in size.
     """
 
-    def _cut(
-        self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         del generator
         degraded, sharp = (
             self.store.window(photo, top, left, self.crop, self.crop).rot90(turn % 4, (1, 2))

@@ -160,9 +160,7 @@ def train(
             state |= {f"ema.{key}": value for key, value in (average.weights if average else {}).items()}
             state |= {f"random.{key}": value for key, value in _random_state(fabric.device).items()}
             seconds = seconds_before + time.perf_counter() - started
-            checkpoints.save(
-                checkpoint_folder, Checkpoint(step, seconds, identity, model.state_dict(), state)
-            )
+            checkpoints.save(checkpoint_folder, Checkpoint(step, seconds, identity, model.state_dict(), state))
 
         stream = batches(
             samples,
@@ -244,9 +242,7 @@ class _PlainFabric:
         self.device = torch.device(name)
         self._mixed = settings.precision == "bf16-mixed"
 
-    def setup(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         return model.to(self.device), optimizer
 
     def autocast(self) -> torch.autocast:
@@ -390,8 +386,7 @@ class _Sentinel:
         path = last_good()
         kept = f"The last good checkpoint is {path}." if path else "There is no checkpoint yet."
         raise NonFiniteLoss(
-            f"{what} at step {step}. {kept} "
-            "Try a smaller training.lr, training.precision = '32-true', or another loss."
+            f"{what} at step {step}. {kept} Try a smaller training.lr, training.precision = '32-true', or another loss."
         )
 
 

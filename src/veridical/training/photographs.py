@@ -40,9 +40,7 @@ TRAIN: dict[str, DemoPhotograph] = {
 EVALUATE: dict[str, DemoPhotograph] = {
     "astronaut": DemoPhotograph(_SKIMAGE, "data/astronaut.png", "NASA, public domain"),
     "chelsea": DemoPhotograph(_SKIMAGE, "data/chelsea.png", "Stefan van der Walt, CC0"),
-    "coffee": DemoPhotograph(
-        _SKIMAGE, "data/coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"
-    ),
+    "coffee": DemoPhotograph(_SKIMAGE, "data/coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
     "camera": DemoPhotograph(_SKIMAGE, "data/camera.png", "Lav Varshney, CC0"),
 }
 

@@ -70,9 +70,7 @@ class Recipe(_Part):
     task: str = "deblur"
     degradation: str | None = None
     losses: dict[str, str] = Field(default_factory=lambda: {"l2": "l2", "l1": "l1"})
-    metrics: tuple[str, ...] = Field(
-        default=("psnr", "ssim", "ms-ssim", "lpips", "sharpness-q"), strict=False
-    )
+    metrics: tuple[str, ...] = Field(default=("psnr", "ssim", "ms-ssim", "lpips", "sharpness-q"), strict=False)
     data: Data = Data()
     model: Model = Model()
     training: Settings = Settings()
@@ -158,9 +156,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     """Put one `a.b=value` into nested tables."""
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key:
-        raise RecipeError(
-            f"cannot read the setting {override!r}. Expected key=value, as in training.lr=2e-4."
-        )
+        raise RecipeError(f"cannot read the setting {override!r}. Expected key=value, as in training.lr=2e-4.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

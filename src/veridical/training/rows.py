@@ -73,9 +73,7 @@ class TrainingRows:
         if len(kept) + 1 != len(lines):
             atomic_write(self.path, "".join([lines[0], *kept]).encode())
         last = next(csv.DictReader([lines[0], kept[-1]]))
-        self.last_terms = {
-            k.removeprefix("term:"): float(v) for k, v in last.items() if k.startswith("term:")
-        }
+        self.last_terms = {k.removeprefix("term:"): float(v) for k, v in last.items() if k.startswith("term:")}
         return True
 
 
@@ -84,9 +82,6 @@ def _event_writer(folder: Path, start_step: int, note: Callable[[str], None]) ->
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        note(
-            "TensorBoard is not installed, so no events are written. "
-            'To have them: pip install "veridical[compare]"'
-        )
+        note('TensorBoard is not installed, so no events are written. To have them: pip install "veridical[compare]"')
         return None
     return SummaryWriter(log_dir=str(folder), purge_step=start_step + 1)

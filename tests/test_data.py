@@ -1,0 +1,330 @@
+"""Samples: the same whatever the workers, cut from where they say, and never stopped by one bad file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.shared import shared_data
+from veridical.core.errors import DataError
+from veridical.core.files import read_image, write_image
+from veridical.training.data import (
+    EvaluationPair,
+    PairSamples,
+    Photograph,
+    Store,
+    TrainingSamples,
+    batches,
+    evaluation_pairs,
+    evaluation_photographs,
+    generator_for,
+    hold_out,
+    pairs_in,
+    photographs_in,
+)
+from veridical.training.photographs import EVALUATE, EVALUATE_PX, TRAIN, credits, demo_photographs
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A degradation with chance in it."""
+
+    label: str = "noise"
+    scale: int = 1
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        return image + 0.1 * torch.randn(image.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Identity(Noise):
+    label: str = "identity"
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        del generator
+        return image
+
+
+@dataclass(frozen=True)
+class Place(Noise):
+    """The degraded image tells the place of every pixel in the window, counted from its top left corner."""
+
+    label: str = "place"
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        del generator
+        _, height, width = image.shape
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        return torch.stack([rows, columns, rows + columns]).float()
+
+
+def random_image(height: int = 40, width: int = 56, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)).mul(255).round() / 255
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four photographs at two depths, three bits deep in folders."""
+    for place, name in enumerate(("a.png", "b/c.png", "b/d/e.tif", "f.png")):
+        write_image(tmp_path / name, random_image(seed=place), bits=16 if name == "f.png" else 8)
+    return tmp_path
+
+
+def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- training samples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_whatever_the_worker_count_and_the_start(folder: Path, workers: int):
+    samples = TrainingSamples(photographs_in(folder), Noise(), crop=16, seed=1)
+    alone = list(batches(samples, batch_size=3, start_step=0, steps=5))
+    shared = list(batches(samples, batch_size=3, start_step=0, steps=5, workers=workers))
+    late = list(batches(samples, batch_size=3, start_step=2, steps=5, workers=workers))
+    assert len(alone) == len(shared) == 5
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+    assert all(same(a, b) for a, b in zip(alone[2:], late, strict=True))
+    assert alone[0][0].shape == (3, 3, 16, 16)
+
+
+def test_real_degradations_give_the_same_batches_in_workers(folder: Path):
+    degradation = pytest.importorskip("veridical.degradations").degradation
+    chain = degradation("camera-shake(size=15) + gaussian-noise(sigma_8bit=(0, 15)) + jpeg(quality=(20, 90))")
+    samples = TrainingSamples(photographs_in(folder), chain, crop=24, seed=1)
+    alone = list(batches(samples, batch_size=2, start_step=0, steps=4))
+    shared = list(batches(samples, batch_size=2, start_step=0, steps=4, workers=2))
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_processes_share_every_batch(folder: Path):
+    samples = TrainingSamples(photographs_in(folder), Noise(), crop=16, seed=1)
+    (whole,) = batches(samples, batch_size=4, start_step=3, steps=4)
+    parts = [
+        next(iter(batches(samples, batch_size=4, start_step=3, steps=4, rank=rank, world_size=2))) for rank in (0, 1)
+    ]
+    assert same(whole, (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
+    with pytest.raises(DataError, match="a batch of 4 cannot be shared equally by 3 devices"):
+        batches(samples, batch_size=4, start_step=0, steps=1, world_size=3)
+
+
+def test_samples_depend_on_seed_and_index_and_on_nothing_else(folder: Path):
+    one, two = (TrainingSamples(photographs_in(folder), Noise(), crop=16, seed=1) for _ in range(2))
+    torch.manual_seed(5)
+    first = one[7]
+    two[8]
+    assert same(first, two[7])
+    assert not same(first, one[8])
+    other = TrainingSamples(photographs_in(folder), Noise(), crop=16, seed=2)
+    assert not same(first, other[7])
+
+
+def test_every_photograph_every_turn_and_every_corner_is_drawn():
+    image = torch.arange(3 * 18 * 18).reshape(3, 18, 18) / 1000
+    photographs = [("a", image), ("b", image + 1)]
+    samples = TrainingSamples(photographs, Identity(), crop=16, seed=0)
+    drawn = {tuple(samples[index][1].flatten().tolist()) for index in range(600)}
+    possible = {
+        tuple((cut.flip(2) if flip else cut).rot90(turn, (1, 2)).flatten().tolist())
+        for _, whole in photographs
+        for top in range(3)
+        for left in range(3)
+        for cut in [whole[:, top : top + 16, left : left + 16]]
+        for turn in range(4)
+        for flip in (False, True)
+    }
+    assert len(possible) == 144
+    assert drawn <= possible
+    assert len(drawn) > 130  # 600 draws of 144: about 2 are left out
+
+
+def test_without_flips_a_crop_stands_as_in_the_photograph():
+    image = random_image()
+    samples = TrainingSamples([("a", image)], Identity(), crop=16, seed=0, flips=False)
+    for index in range(10):
+        _, sharp = samples[index]
+        places = [
+            (top, left)
+            for top in range(25)
+            for left in range(41)
+            if torch.equal(image[:, top : top + 16, left : left + 16], sharp)
+        ]
+        assert len(places) == 1
+
+
+def test_the_crop_stands_on_the_grid_of_sixteen_and_inside_its_border():
+    """The border rule stays outside where there is room, and JPEG blocks and Bayer patterns keep their places."""
+    samples = TrainingSamples([("a", random_image(80, 96))], Place(), crop=20, seed=0)
+    corners = {tuple(samples[index][0][:2, 0, 0].int().tolist()) for index in range(200)}
+    assert corners == {(0, 0), (0, 16), (16, 0), (16, 16)}
+    tight = TrainingSamples([("a", random_image(20, 20))], Place(), crop=20, seed=0)
+    assert tight[0][0][:2, 0, 0].tolist() == [0, 0]
+
+
+def test_the_degraded_and_the_sharp_crop_show_the_same_place():
+    samples = TrainingSamples([("a", random_image(80, 96))], Identity(), crop=20, seed=0)
+    for index in range(50):
+        assert same(samples[index], (samples[index][1], samples[index][0]))
+
+
+def test_sixteen_bit_and_grey_files_and_luma_come_as_asked(tmp_path: Path):
+    write_image(tmp_path / "deep.png", random_image() / 7, bits=16)
+    write_image(tmp_path / "grey.png", random_image()[:1])
+    for channels in (1, 3):
+        store = Store(channels=channels)
+        for name in ("deep", "grey"):
+            photograph = Photograph(name, tmp_path / f"{name}.png")
+            expected = read_image(tmp_path / f"{name}.png", channels=channels).pixels
+            torch.testing.assert_close(store.whole(photograph), expected, rtol=0, atol=1e-6)
+
+
+def test_the_cache_keeps_to_its_limit_and_changes_nothing(folder: Path):
+    photographs = photographs_in(folder)
+    one = 3 * 40 * 56
+    small = TrainingSamples(photographs, Noise(), crop=16, seed=0, cache_bytes=one * 2)
+    large = TrainingSamples(photographs, Noise(), crop=16, seed=0)
+    for index in range(20):
+        assert same(small[index], large[index])
+        kept = small.store._kept.values()
+        assert sum(pixels.nbytes for pixels in kept) <= one * 2
+    assert {pixels.dtype for pixels in large.store._kept.values()} == {np.dtype(np.uint8), np.dtype(np.uint16)}
+
+
+def test_bad_files_are_skipped_with_their_reasons(folder: Path):
+    write_image(folder / "tiny.png", random_image(9, 9))
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("hello")
+    seen: list[tuple[int, int]] = []
+    samples = TrainingSamples(
+        photographs_in(folder), Noise(), crop=16, seed=0, progress=lambda done, of: seen.append((done, of))
+    )
+    assert [each.name for each in samples.skipped] == ["cut", "text", "tiny"]
+    assert "cut.png: the file is damaged or cut short" in samples.skipped[0].reason
+    assert "text.jpg: it is not an image" in samples.skipped[1].reason
+    assert "tiny.png is 9x9 px, but training crops of 16 px need at least 16x16" in samples.skipped[2].reason
+    assert len(samples.items) == 4
+    assert seen == [(done, 7) for done in range(1, 8)]
+
+
+def test_when_nothing_is_left_the_first_reasons_are_told(tmp_path: Path):
+    write_image(tmp_path / "tiny.png", random_image(9, 9))
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(DataError, match=r"(?s)none of the 2 image\(s\) can be used.*text\.jpg.*tiny\.png is 9x9"):
+        TrainingSamples(photographs_in(tmp_path), Noise(), crop=16, seed=0)
+
+
+def test_a_degradation_that_shrinks_is_refused_with_the_remedy():
+    for build in (
+        lambda: TrainingSamples([("a", random_image())], Noise("small", 4), crop=16, seed=0),
+        lambda: evaluation_photographs([("a", random_image())], Noise("small", 4), seed=0),
+    ):
+        with pytest.raises(DataError, match=r"'small' makes the image 4 times smaller.*bicubic-upscale"):
+            build()
+
+
+def test_the_generator_of_a_place_is_fixed_for_all_time():
+    """Runs are compared across versions: the seed of a place must never change. By `printf 3/7 | b2sum -l 64`, halved."""
+    assert generator_for(3, 7).initial_seed() == 4759080393615176752
+    assert generator_for(37).initial_seed() != generator_for(3, 7).initial_seed()
+
+
+# -- pairs ----------------------------------------------------------------------------------------------
+
+
+def make_pairs(root: Path, names: tuple[str, ...] = ("a", "b")) -> tuple[Path, Path]:
+    for place, name in enumerate(names):
+        image = random_image(seed=place)
+        write_image(root / "sharp" / f"{name}.png", image)
+        write_image(root / "blurred" / f"{name}.tif", image / 2)
+    return root / "blurred", root / "sharp"
+
+
+def test_pairs_are_cut_and_turned_alike(tmp_path: Path):
+    samples = PairSamples(pairs_in(*make_pairs(tmp_path)), crop=16, seed=0)
+    for index in range(20):
+        degraded, sharp = samples[index]
+        torch.testing.assert_close(degraded, sharp / 2, rtol=0, atol=1 / 255)
+
+
+def test_names_that_do_not_match_are_listed_for_each_side(tmp_path: Path):
+    blurred, sharp = make_pairs(tmp_path)
+    write_image(sharp / "only.png", random_image())
+    for place in range(7):
+        write_image(blurred / f"extra{place}.png", random_image())
+    with pytest.raises(DataError, match=r"first: extra0, .*extra4 and 2 more\. Only in the second: only\."):
+        pairs_in(blurred, sharp)
+
+
+def test_two_sizes_in_a_pair_are_an_error(tmp_path: Path):
+    blurred, sharp = make_pairs(tmp_path)
+    write_image(sharp / "b.png", random_image(30, 30))
+    with pytest.raises(DataError, match=r"the pair 'b' has two sizes: .*b\.tif is 56x40 px, .*b\.png is 30x30"):
+        PairSamples(pairs_in(blurred, sharp), crop=16, seed=0)
+
+
+def test_a_pair_with_one_bad_file_is_skipped(tmp_path: Path):
+    blurred, sharp = make_pairs(tmp_path)
+    (blurred / "a.tif").write_bytes(b"")
+    samples = PairSamples(pairs_in(blurred, sharp), crop=16, seed=0)
+    assert [each.name for each in samples.skipped] == ["a"]
+    assert len(evaluation_pairs(pairs_in(blurred, sharp))) == 1
+
+
+def test_the_real_pairs_of_gopro_match():
+    root = shared_data("pairs/gopro")
+    pairs = pairs_in(root / "blur", root / "sharp")
+    assert len(pairs) == 15
+    pair = next(iter(evaluation_pairs(pairs[:1])))
+    assert pair.degraded.shape == pair.sharp.shape == (3, 720, 1280)
+    assert 20 < float(-10 * (pair.degraded - pair.sharp).pow(2).mean().log10()) < 40  # dB: blurred, yet the same scene
+
+
+# -- evaluation and the demo ----------------------------------------------------------------------------
+
+
+def test_evaluation_is_the_same_each_time_and_for_any_company(folder: Path):
+    photographs = photographs_in(folder)
+    every = evaluation_photographs(photographs, Noise(), seed=0)
+    first, again = list(every), list(every)
+    assert [pair.name for pair in first] == ["a", "b/c", "b/d/e", "f"]
+    (alone,) = evaluation_photographs(photographs[2:3], Noise(), seed=0)
+    for pair, expected in [*zip(again, first, strict=True), (alone, first[2])]:
+        assert isinstance(pair, EvaluationPair)
+        assert torch.equal(pair.degraded, expected.degraded)
+        assert torch.equal(pair.sharp, expected.sharp)
+    assert first[0].degraded.shape == (3, 40, 56)
+    torch.testing.assert_close(first[0].sharp, random_image(seed=0))
+
+
+def test_held_out_photographs_are_disjoint_and_stay_when_others_come(folder: Path):
+    items = [Photograph(f"p{place}", folder) for place in range(40)]
+    train, held = hold_out(items)
+    assert len(held) == 5
+    assert sorted(train + held) == sorted(items)
+    train_less, held_less = hold_out([item for item in items if item != train[0]], 5)
+    assert held_less == held
+    assert len(train_less) == 34
+    with pytest.raises(DataError, match=r"1 photograph\(s\) cannot be split"):
+        hold_out(items[:1])
+
+
+def test_photographs_of_one_stem_keep_their_suffixes(tmp_path: Path):
+    for name in ("a.png", "a.bmp", "b.png"):
+        write_image(tmp_path / name, random_image())
+    assert [photo.name for photo in photographs_in(tmp_path)] == ["a.bmp", "a.png", "b"]
+
+
+def test_the_demo_has_photographs_to_train_on_and_others_to_judge_by():
+    train, evaluate = demo_photographs()
+    assert not set(dict(train)) & set(dict(evaluate))
+    assert not {each.file for each in TRAIN.values()} & {each.file for each in EVALUATE.values()}
+    assert min(min(image.shape[1:]) for _, image in train) >= 256
+    for _, image in evaluate:
+        assert image.shape == (3, EVALUATE_PX, EVALUATE_PX)
+        assert 0 <= float(image.min()) < float(image.max()) <= 1
+    assert set(credits()) == set(dict(train)) | set(dict(evaluate))
