@@ -33,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
@@ -151,9 +151,7 @@ def _options(text: str | None, spec: str, what: str) -> dict[str, Any]:
     for part in _split(text, ",", what):
         key, equals, value = part.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise VeridicalError(
-                f"cannot read the option {part.strip()!r} in the {what} {spec!r}. Expected key=value."
-            )
+            raise VeridicalError(f"cannot read the option {part.strip()!r} in the {what} {spec!r}. Expected key=value.")
         options[key.strip()] = _literal(value.strip())
     return options
 

@@ -1,6 +1,5 @@
 """Colour: the two lumas of the field, which are not the same."""
 
-import torch
 from torch import Tensor
 
 from veridical.core.image import check_image

@@ -7,7 +7,13 @@ from torch import Tensor
 from veridical.core.catalog import unknown
 
 # Our border names -> torch's. "reflect" repeats no edge pixel (OpenCV's reflect-101); "valid" pads nothing.
-BORDERS = {"reflect": "reflect", "replicate": "replicate", "circular": "circular", "zero": "constant", "valid": None}
+BORDERS = {
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+    "zero": "constant",
+    "valid": None,
+}
 
 
 def gaussian_window(size: int, sigma_px: float) -> Tensor:

@@ -13,7 +13,9 @@ def check_image(image: Tensor, who: str, *, min_size: int = 1, channels: tuple[i
             + (" Add the batch axis with image.unsqueeze(0)." if image.ndim == 3 else "")
         )
     if not image.is_floating_point():
-        raise TypeError(f"{who} expects floating-point images in [0, 1], but got {image.dtype}; use image.float() / 255.")
+        raise TypeError(
+            f"{who} expects floating-point images in [0, 1], but got {image.dtype}; use image.float() / 255."
+        )
     if channels and image.shape[1] not in channels:
         expected = " or ".join(map(str, channels))
         hint = " It looks like (N, H, W, C): use image.movedim(-1, 1)." if image.shape[-1] in channels else ""

@@ -1,6 +1,6 @@
 """The heart of the library: L(x̂, x) = Σ_k λ_k · d_k(φ_k(x̂), φ_k(x)), one number per image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,11 @@ class FeatureDistance(nn.Module):
     features: Features
 
     def __init__(
-        self, features: Features, distances: Mapping[str, Distance], *, weights: Mapping[str, float] | None = None
+        self,
+        features: Features,
+        distances: Mapping[str, Distance],
+        *,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         features.add_taps(distances)
@@ -45,17 +49,22 @@ class FeatureDistance(nn.Module):
             draw = self.features.draw()
             return Seen(draw, self.prepare_maps(self.features(target, draw)))
 
+    def _distances(self) -> Iterator[tuple[str, Distance]]:
+        for tap, distance in self.distances.items():
+            assert isinstance(distance, Distance)
+            yield tap, distance
+
     def prepare_maps(self, maps: Maps) -> dict[str, Tensor]:
         """What the distances need of a target's maps."""
         with torch.no_grad(), no_autocast(next(iter(maps.values()))):
-            return {tap: distance.prepare(at_least_float32(maps[tap])) for tap, distance in self.distances.items()}
+            return {tap: distance.prepare(at_least_float32(maps[tap])) for tap, distance in self._distances()}
 
     def compare_maps(self, maps: Maps, prepared: Mapping[str, Tensor]) -> Tensor:
         """Σ_k λ_k d_k, (N,)."""
         with no_autocast(next(iter(maps.values()))):
             values = [
                 self.weights[tap] * distance(at_least_float32(maps[tap]), prepared[tap])
-                for tap, distance in self.distances.items()
+                for tap, distance in self._distances()
             ]
             return torch.stack(values).sum(0)
 

@@ -40,9 +40,7 @@ def wasserstein(
 class Wasserstein(Distance):
     """See `wasserstein`; the target is sorted once, in `prepare`."""
 
-    def __init__(
-        self, *, order: float = 1.0, positions: Reduction = "mean", projections: Reduction = "mean"
-    ) -> None:
+    def __init__(self, *, order: float = 1.0, positions: Reduction = "mean", projections: Reduction = "mean") -> None:
         super().__init__()
         if order < 1:
             raise ValueError(f"wasserstein expects order >= 1, but got {order}.")

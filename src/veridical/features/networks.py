@@ -187,4 +187,3 @@ class FrozenNetwork(Features):
                 f"this state was saved with {self.name} weights {saved[:12]}..., but the ones loaded are "
                 f"{self.weight_hashes[self.name][:12]}.... Load the same file with weights=PATH."
             )
-

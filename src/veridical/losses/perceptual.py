@@ -104,7 +104,8 @@ def pdl(
     paper's equation 5, with the projection Id.
 
     Range:  [0, inf), in feature units.
-    Args:   network: vgg16, vgg19 or alexnet. taps: layer names; the paper says "conv4", which we take for conv4_3 before its ReLU.
+    Args:   network: vgg16, vgg19 or alexnet. taps: layer names; the paper says "conv4", which we take for conv4_3
+            before its ReLU.
             order: p of the distance. positions, projections: "mean" or "sum"; see `distances.wasserstein`.
             normalisation, clamp, weights: as vgg16.
     Source: Delbracio, Talebi, Milanfar 2020, arXiv:2012.09289.

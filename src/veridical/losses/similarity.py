@@ -68,13 +68,11 @@ class MSSSIML1Loss(MSSSIMLoss):
 
     Range:  [0, inf).
     Args:   alpha: 0.84 in the paper. scales, window_size, sigma_px: as for ms-ssim.
-    Source: Zhao et al. 2017, arXiv:1511.08861, with the plain L1 of MDF's comparison (Mustafa et al. 2022); Zhao weights
-            L1 by the coarsest Gaussian window.
+    Source: Zhao et al. 2017, arXiv:1511.08861, with the plain L1 of MDF's comparison (Mustafa et al. 2022); Zhao
+            weights L1 by the coarsest Gaussian window.
     """
 
-    def __init__(
-        self, *, alpha: float = 0.84, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5
-    ) -> None:
+    def __init__(self, *, alpha: float = 0.84, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> None:
         super().__init__(scales=scales, window_size=window_size, sigma_px=sigma_px)
         self.alpha = alpha
 

@@ -112,5 +112,3 @@ def _distinct(labels: list[str]) -> list[str]:
         seen[label] += 1
         out.append(f"{label} #{seen[label]}" if counts[label] > 1 else label)
     return out
-
-

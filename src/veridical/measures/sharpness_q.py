@@ -25,8 +25,8 @@ def sharpness_q(image: Tensor, *, variant: Variant = "singular") -> Tensor:
     Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 8 -> (N,). RGB is taken to BT.601 luma. A remainder right and below
             of the last whole patch is left out.
     Range:  [0, inf); Kodak's photographs have 0.115 on average, and 0.066 after a 5x5 box blur.
-    Args:   variant: "singular" follows the paper: MATLAB's `gradient` inside each patch. "released" follows the released
-            TensorFlow code: eigenvalues of GᵀG in the place of s (so twice the degree in intensity), Sobel / 8
+    Args:   variant: "singular" follows the paper: MATLAB's `gradient` inside each patch. "released" follows the
+            released TensorFlow code: eigenvalues of GᵀG in the place of s (so twice the degree in intensity), Sobel / 8
             with reflected borders, tau = 0.22787. A weight that suits one does not suit the other.
     Source: Zhu & Milanfar 2010, doi:10.1109/TIP.2010.2052820; as a loss: Aurangabadkar et al. 2024. The gradient is
             finite on flat and on isotropic patches (0 where a patch does not count).

@@ -43,16 +43,14 @@ def _luminance_and_contrast(prediction: Tensor, target: Statistics, window: Tens
     return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
 
 
-def ssim(
-    prediction: Tensor, target: Tensor | Statistics, *, window_size: int = 11, sigma_px: float = 1.5
-) -> Tensor:
+def ssim(prediction: Tensor, target: Tensor | Statistics, *, window_size: int = 11, sigma_px: float = 1.5) -> Tensor:
     """Structural similarity with a Gaussian window, averaged over positions and channels; higher is better.
 
     Shapes: (N, C, H, W) x 2, H and W >= window_size -> (N,). `target` may be its `statistics`, computed once.
     Range:  [-1, 1], 1 for identical images. Images in [0, 1] (L = 1, K1 = 0.01, K2 = 0.03).
     Errors: ValueError when the shapes differ or the image is smaller than the window.
-    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, without the reference code's downsampling. Positions where the
-            window does not fit are left out, as in scikit-image. Computed in float32 or wider, autocast or not.
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, without the reference code's downsampling. Positions where
+            the window does not fit are left out, as in scikit-image. Computed in float32 or wider, autocast or not.
     """
     image = target.image if isinstance(target, Statistics) else target
     check_pair(prediction, image, "ssim", min_size=window_size)
@@ -101,7 +99,7 @@ def ms_ssim(
             gradient then vanishes (x against 1 - x learns nothing). "soft" bends it smoothly towards 0 from 0.01 down,
             which keeps the gradient's direction: losses use it.
     Errors: ValueError when the shapes differ or the image is too small, naming the least size.
-    Source: Wang, Simoncelli, Bovik 2003, doi:10.1109/ACSSC.2003.1292216. Product per channel, then the mean of channels.
+    Source: Wang, Simoncelli, Bovik 2003, doi:10.1109/ACSSC.2003.1292216. Product per channel, then the mean.
     """
     if not 1 <= scales <= len(SCALE_WEIGHTS):
         raise ValueError(f"ms-ssim expects 1 to {len(SCALE_WEIGHTS)} scales, but got {scales}.")
