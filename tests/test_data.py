@@ -228,7 +228,7 @@ def test_a_degradation_that_shrinks_is_refused_with_the_remedy():
 
 
 def test_the_generator_of_a_place_is_fixed_for_all_time():
-    """Runs are compared across versions: the seed of a place must never change. By `printf 3/7 | b2sum -l 64`, halved."""
+    """Runs are compared across versions: a seed must never change. From `printf 3/7 | b2sum -l 64`, halved."""
     assert generator_for(3, 7).initial_seed() == 4759080393615176752
     assert generator_for(37).initial_seed() != generator_for(3, 7).initial_seed()
 
