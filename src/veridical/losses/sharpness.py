@@ -7,7 +7,7 @@ from veridical.measures.sharpness_q import PATCH, Variant, sharpness_q
 
 
 class SharpnessQLoss(Loss):
-    """How much less sharp than the target: Q(target) - Q(prediction). Only beside a pixel loss: "l1 + 0.01*sharpness-q".
+    """How much less sharp than the target: Q(target) - Q(prediction). Only beside a pixel loss: l1 + 0.01*sharpness-q.
 
     Q needs no reference; Q(target) is a constant that makes the loss 0 at the target: the gradient is the paper's -Q.
     Unbounded below: it rewards noise and ringing as much as detail. The paper's weights lie between 0.001 and 0.1 and
