@@ -411,7 +411,7 @@ def batches(
         for step in range(start_step, steps)
     ]
     if workers == 0:
-        return (_collate([samples[index] for index in place]) for place in places)
+        return (_made_here(samples, place) for place in places)
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         samples,
         batch_sampler=[list(place) for place in places],
@@ -512,6 +512,17 @@ def _where(photograph: Photograph) -> str:
 
 def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
+
+
+def _made_here(samples: Dataset[tuple[Tensor, Tensor]], place: range) -> tuple[Tensor, Tensor]:
+    """One batch, made on one thread as in a worker: so it is the same bit by bit, and where cores are busy the small
+    operations of a sample do not wait for each other (0.6 ms instead of 127 ms were measured)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _collate([samples[index] for index in place])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
