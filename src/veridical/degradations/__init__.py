@@ -77,9 +77,7 @@ def degradation(spec: str, **options: Any) -> Degradation:
     steps = []
     for term in terms:
         if term.weight != 1:
-            raise BadOption(
-                f"{str(term)!r} has a weight, but degradations are steps, not a sum. Write {term.label!r}."
-            )
+            raise BadOption(f"{str(term)!r} has a weight, but degradations are steps, not a sum. Write {term.label!r}.")
         kind = lookup(DEGRADATIONS, term.name, "degradation")
         steps.append(call(kind, {**term.options, **options}, term.name))
     return steps[0] if len(steps) == 1 else Chain(steps)

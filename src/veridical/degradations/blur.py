@@ -83,7 +83,7 @@ class BoxBlur(Blur):
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianBlur(Blur):
-    """Gaussian blur.
+    """Convolution with a Gaussian.
 
     Args:   sigma_px: standard deviation in px, or a range (low, high) drawn for every image.
             size: taps of the window, odd; by default int(4 sigma + 0.5) to each side of the centre, as SciPy.

@@ -24,15 +24,11 @@ class DnCNN(nn.Module):
     Source: Zhang, Zuo, Chen, Meng & Zhang 2017, Beyond a Gaussian Denoiser, arXiv:1608.03981.
     """
 
-    def __init__(
-        self, *, channels: int = 3, depth: int = 17, width: int = 64, batch_norm: bool = True
-    ) -> None:
+    def __init__(self, *, channels: int = 3, depth: int = 17, width: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
         for option, value, least in (("channels", channels, 1), ("depth", depth, 2), ("width", width, 1)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{option} of dncnn must be a whole number of at least {least}; got {value!r}."
-                )
+                raise ValueError(f"{option} of dncnn must be a whole number of at least {least}; got {value!r}.")
         self.channels = channels
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
