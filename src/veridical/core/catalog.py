@@ -17,7 +17,7 @@ from veridical.core.errors import MissingExtra, UnknownName, VeridicalError
 
 T = TypeVar("T")
 
-_NAME = r"[A-Za-z][A-Za-z0-9-]*"
+_NAME = r"[A-Za-z][\w-]*"
 _TERM = re.compile(rf"(?:(?P<weight>[0-9.][0-9.eE+-]*)\s*\*\s*)?(?P<name>{_NAME})\s*(?:\((?P<options>.*)\))?")
 
 
