@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from veridical.comparison.evaluate import (
-    Scene,
     as_seen,
     build_metrics,
-    check_sizes,
+    check_size,
     evaluate,
     evaluate_input,
     quantise,
@@ -23,13 +22,17 @@ from veridical.comparison.evaluate import (
 )
 from veridical.core.errors import DataError, NonFiniteLoss, UnknownName, VeridicalError, WeightsMissing
 from veridical.metrics import metric
+from veridical.training.data import EvaluationPair
 
 CPU = torch.device("cpu")
 
 
-def _scene(level: float = 0.4, size: tuple[int, int] = (48, 56), name: str = "sub/grey sky") -> Scene:
-    sharp = torch.full((3, *size), 100 / 255)
-    return Scene(name, "sub-grey-sky", torch.full_like(sharp, level), sharp)
+SLUGS = {"a": "a", "sub/grey sky": "sub-grey-sky"}
+
+
+def _pair(level: float = 0.4) -> EvaluationPair:
+    sharp = torch.full((3, 48, 56), 100 / 255)
+    return EvaluationPair("sub/grey sky", torch.full_like(sharp, level), sharp)
 
 
 class _Add(nn.Module):
@@ -53,8 +56,8 @@ def test_pixels_are_rounded_to_the_nearest_of_256_levels() -> None:
 def test_the_value_is_that_of_the_clamped_and_rounded_image(tmp_path: Path) -> None:
     """Off by 10.3 levels before rounding, hence by 10 after it: 20 log10(255/10) dB."""
     metrics, _ = build_metrics(["psnr"], may_drop=False)
-    scene = Scene("a", "a", torch.full((3, 48, 48), 100 / 255), torch.full((3, 48, 48), 100 / 255))
-    ((row,),) = evaluate(_Add(10.3 / 255), [scene], metrics, loss="l1", images=tmp_path, device=CPU)
+    pair = EvaluationPair("a", torch.full((3, 48, 48), 100 / 255), torch.full((3, 48, 48), 100 / 255))
+    ((row,),) = evaluate(_Add(10.3 / 255), [pair], metrics, loss="l1", slugs=SLUGS, images=tmp_path, device=CPU)
     assert row["value"] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
     assert (np.asarray(Image.open(tmp_path / "a.png")) == 110).all()
 
@@ -63,8 +66,8 @@ def test_the_saved_image_is_the_scored_image(tmp_path: Path) -> None:
     metrics, _ = build_metrics(["psnr", "ssim"], may_drop=False)
     generator = torch.Generator().manual_seed(0)
     sharp = torch.rand(3, 48, 56, generator=generator)
-    scene = Scene("a", "a", sharp + 0.1 * torch.randn(3, 48, 56, generator=generator), sharp)
-    (rows,) = evaluate(_Add(0.01), [scene], metrics, loss="l1", images=tmp_path, device=CPU)
+    pair = EvaluationPair("a", sharp + 0.1 * torch.randn(3, 48, 56, generator=generator), sharp)
+    (rows,) = evaluate(_Add(0.01), [pair], metrics, loss="l1", slugs=SLUGS, images=tmp_path, device=CPU)
     saved = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1).float() / 255
     truth = torch.from_numpy((sharp * 255).round().numpy()) / 255
     for row in rows:
@@ -74,14 +77,14 @@ def test_the_saved_image_is_the_scored_image(tmp_path: Path) -> None:
 
 def test_a_model_is_evaluated_in_eval_mode_and_left_as_it_was() -> None:
     model = _Add(0.0).train()
-    scene = _scene()
-    torch.testing.assert_close(restored(model, scene, CPU), quantise(scene.degraded))
+    pair = _pair()
+    torch.testing.assert_close(restored(model, pair, CPU), quantise(pair.degraded))
     assert model.training
 
 
 def test_a_model_that_diverged_is_an_error_not_a_black_image() -> None:
     with pytest.raises(NonFiniteLoss, match="restored 'sub/grey sky' to pixels that are not finite"):
-        restored(_Add(float("nan")), _scene(), CPU)
+        restored(_Add(float("nan")), _pair(), CPU)
 
 
 def test_a_model_of_the_wrong_size_is_an_error() -> None:
@@ -90,12 +93,12 @@ def test_a_model_of_the_wrong_size_is_an_error() -> None:
             return image[..., ::2, ::2]
 
     with pytest.raises(DataError, match="does not fit the task"):
-        restored(Halve(), _scene(), CPU)
+        restored(Halve(), _pair(), CPU)
 
 
 def test_the_degraded_image_is_scored_and_saved_beside_the_truth(tmp_path: Path) -> None:
     metrics, _ = build_metrics(["psnr"], may_drop=False)
-    (row,) = evaluate_input([_scene(110 / 255)], metrics, images=tmp_path, device=CPU)
+    (row,) = evaluate_input([_pair(110 / 255)], metrics, slugs=SLUGS, images=tmp_path, device=CPU)
     assert row["loss"] == "input"
     assert row["image"] == "sub/grey sky"
     assert row["value"] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
@@ -142,10 +145,8 @@ def test_a_sum_of_metrics_is_refused() -> None:
 
 def test_an_image_too_small_for_a_metric_is_named_with_the_least_size() -> None:
     metrics, _ = build_metrics(["psnr", "ssim"], may_drop=False)
-    with pytest.raises(
-        DataError, match=r"'sub/grey sky' is 9x10 px, but the metric ssim needs at least 11x11"
-    ):
-        check_sizes([_scene(size=(10, 9))], metrics)
+    with pytest.raises(DataError, match=r"'sub/grey sky' is 9x10 px, but the metric ssim needs at least 11x11"):
+        check_size("sub/grey sky", 10, 9, metrics)
 
 
 def test_rows_are_the_same_in_parquet_and_csv(tmp_path: Path) -> None:

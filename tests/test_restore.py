@@ -76,9 +76,7 @@ def test_a_flat_image_stays_flat_over_the_seams() -> None:
 
 def test_tiles_follow_the_scale_of_the_model() -> None:
     image = _photograph(3, 100, 150)
-    torch.testing.assert_close(
-        restore_tiled(_Double(), image, tile=64, overlap=16), _Double()(image[None])[0]
-    )
+    torch.testing.assert_close(restore_tiled(_Double(), image, tile=64, overlap=16), _Double()(image[None])[0])
 
 
 def test_an_overlap_as_wide_as_the_tile_is_refused() -> None:
@@ -114,9 +112,7 @@ def run(tmp_path: Path) -> Path:
             parameter.zero_()
     with torch.no_grad():
         probe = _photograph(3, 32, 32)[None]
-        assert torch.equal(model(probe), probe), (
-            "the U-Net is no longer residual; give this fixture another identity"
-        )
+        assert torch.equal(model(probe), probe), "the U-Net is no longer residual; give this fixture another identity"
     save_file(model.state_dict(), folder / "model.safetensors")
     about = {"model": {"name": "unet", "options": options}, "task": "deblur", "loss": "l1", "steps": 3}
     (folder / "model.json").write_text(json.dumps(about))
@@ -233,7 +229,7 @@ def test_two_files_of_one_name_do_not_replace_each_other(run: Path, tmp_path: Pa
 
 
 def test_a_missing_input_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no file or folder .*nowhere"):
+    with pytest.raises(DataError, match=r"there is no file or folder .*nowhere"):
         restore(run, [tmp_path / "nowhere"], tmp_path / "out")
 
 

@@ -67,7 +67,7 @@ def test_images_without_a_partner_are_named(tmp_path: Path) -> None:
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     _write(tmp_path / "out.png", 1, (48, 48))
     _write(tmp_path / "ref.png", 1, (50, 48))
-    with pytest.raises(DataError, match="is 48x48 px, but its reference .* is 50x48"):
+    with pytest.raises(DataError, match=r"is 48x48 px, but its reference .* is 50x48"):
         score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr"])
 
 

@@ -1,8 +1,7 @@
 """Restored images -> numbers. Clamping and 8-bit rounding happen here, once, and nowhere else."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,22 +14,13 @@ from veridical.core.colour import as_rgb
 from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError, WeightsMissing
 from veridical.core.files import atomic_write, write_image
 from veridical.metrics import Metric, metric
+from veridical.training.data import EvaluationPair
 
 SCHEMA = {"image": pl.String, "loss": pl.String, "metric": pl.String, "value": pl.Float64}
 # Above this a whole image needs more memory than it is worth: it goes through the model in tiles.
 _WHOLE_PX = 4_000_000
 
 Row = dict[str, str | float]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One evaluation image: what goes into a model, and the truth. Both (C, H, W), nominal [0, 1]."""
-
-    name: str
-    slug: str
-    degraded: Tensor
-    sharp: Tensor
 
 
 def build_metrics(specs: Sequence[str], *, may_drop: bool) -> tuple[list[Metric], list[str]]:
@@ -63,17 +53,14 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def check_sizes(scenes: Iterable[Scene], metrics: Sequence[Metric]) -> None:
+def check_size(name: str, height: int, width: int, metrics: Sequence[Metric]) -> None:
     """Raise DataError when an image is too small for a metric: before training, not after."""
-    for scene in scenes:
-        height, width = scene.sharp.shape[-2:]
-        for one in metrics:
-            least = one.min_size
-            if min(height, width) < least:
-                raise DataError(
-                    f"the evaluation image {scene.name!r} is {width}x{height} px, but the metric {one.name} needs at "
-                    f"least {least}x{least}. Leave that image out, or choose other metrics with --metrics."
-                )
+    for one in metrics:
+        if min(height, width) < one.min_size:
+            raise DataError(
+                f"the evaluation image {name!r} is {width}x{height} px, but the metric {one.name} needs at least "
+                f"{one.min_size}x{one.min_size}. Leave that image out, or choose other metrics with --metrics."
+            )
 
 
 def quantise(image: Tensor) -> Tensor:
@@ -98,23 +85,21 @@ def as_seen(degraded: Tensor, sharp: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def restored(model: nn.Module, scene: Scene, device: torch.device) -> Tensor:
-    """The scene through the model, whole, in eval mode and float32, clamped and rounded to 8 bits. On the CPU."""
+def restored(model: nn.Module, pair: EvaluationPair, device: torch.device) -> Tensor:
+    """The degraded image through the model, whole and in eval mode, then clamped and rounded to 8 bits; on the CPU."""
     was_training = model.training
     model.eval()
-    image = scene.degraded.to(device)
-    whole = max(scene.degraded.shape[-2:]) if image[0].numel() <= _WHOLE_PX else 1024
+    image = pair.degraded.to(device)
+    whole = max(pair.degraded.shape[-2:]) if image[0].numel() <= _WHOLE_PX else 1024
     result = restore_tiled(model, image, tile=whole)
     model.train(was_training)
-    if result.shape != scene.sharp.shape:
+    if result.shape != pair.sharp.shape:
         raise DataError(
-            f"the model gave an image of shape {tuple(result.shape)} for {scene.name!r}, but the truth has "
-            f"{tuple(scene.sharp.shape)}. The model does not fit the task."
+            f"the model gave an image of shape {tuple(result.shape)} for {pair.name!r}, but the truth has "
+            f"{tuple(pair.sharp.shape)}. The model does not fit the task."
         )
     if not result.isfinite().all():
-        raise NonFiniteLoss(
-            f"the model restored {scene.name!r} to pixels that are not finite: its training diverged."
-        )
+        raise NonFiniteLoss(f"the model restored {pair.name!r} to pixels that are not finite: its training diverged.")
     return quantise(result.float()).cpu()
 
 
@@ -129,42 +114,48 @@ def score_image(
 
 
 def rows_of(
-    scene: Scene, loss: str, image: Tensor, metrics: Sequence[Metric], device: torch.device
+    pair: EvaluationPair, loss: str, image: Tensor, metrics: Sequence[Metric], device: torch.device
 ) -> list[Row]:
     """The rows of one 8-bit image of one loss; `loss` may be "input"."""
-    truth = quantise(scene.sharp)
+    truth = quantise(pair.sharp)
     return [
-        {"image": scene.name, "loss": loss, "metric": name, "value": value}
+        {"image": pair.name, "loss": loss, "metric": name, "value": value}
         for name, value in score_image(image, truth, metrics, device)
     ]
 
 
 def evaluate(
     model: nn.Module,
-    scenes: Sequence[Scene],
+    pairs: Iterable[EvaluationPair],
     metrics: Sequence[Metric],
     *,
     loss: str,
+    slugs: Mapping[str, str],
     images: Path,
     device: torch.device,
 ) -> Iterator[list[Row]]:
-    """Restore and score every scene; the 8-bit images go to `images`/<slug>.png. Yields the rows of one scene at a time."""
-    for scene in scenes:
-        image = restored(model, scene, device)
-        write_image(images / f"{scene.slug}.png", image)
-        yield rows_of(scene, loss, image, metrics, device)
+    """Restore and score every image; the 8-bit results go to `images`/<slug>.png. Yields the rows of one at a time."""
+    for pair in pairs:
+        image = restored(model, pair, device)
+        write_image(images / f"{slugs[pair.name]}.png", image)
+        yield rows_of(pair, loss, image, metrics, device)
 
 
 def evaluate_input(
-    scenes: Sequence[Scene], metrics: Sequence[Metric], *, images: Path, device: torch.device
+    pairs: Iterable[EvaluationPair],
+    metrics: Sequence[Metric],
+    *,
+    slugs: Mapping[str, str],
+    images: Path,
+    device: torch.device,
 ) -> list[Row]:
     """Score the degraded images themselves, and save them and the truth under `images`/input and `images`/truth."""
     rows: list[Row] = []
-    for scene in scenes:
-        image = as_seen(scene.degraded, scene.sharp)
-        write_image(images / INPUT / f"{scene.slug}.png", image)
-        write_image(images / "truth" / f"{scene.slug}.png", quantise(scene.sharp))
-        rows += rows_of(scene, INPUT, image, metrics, device)
+    for pair in pairs:
+        image = as_seen(pair.degraded, pair.sharp)
+        write_image(images / INPUT / f"{slugs[pair.name]}.png", image)
+        write_image(images / "truth" / f"{slugs[pair.name]}.png", quantise(pair.sharp))
+        rows += rows_of(pair, INPUT, image, metrics, device)
     return rows
 
 

@@ -38,9 +38,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     description, weights = folder / "model.json", folder / "model.safetensors"
     for path in (description, weights):
         if not path.is_file():
-            raise DataError(
-                f"{folder} holds no finished model: {path.name} is missing. {_finished_models(folder)}"
-            )
+            raise DataError(f"{folder} holds no finished model: {path.name} is missing. {_finished_models(folder)}")
     try:
         about = json.loads(description.read_text(encoding="utf-8"))
         name, options = about["model"]["name"], about["model"]["options"]
@@ -56,12 +54,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _finished_models(folder: Path) -> str:
     """Where the user may have meant to point: one level down, or beside."""
-    near = [
-        p.parent
-        for base in (folder, folder.parent)
-        if base.is_dir()
-        for p in base.glob("*/model.safetensors")
-    ]
+    near = [p.parent for base in (folder, folder.parent) if base.is_dir() for p in base.glob("*/model.safetensors")]
     if near:
         return f"Finished models: {', '.join(str(p) for p in sorted(near)[:8])}."
     return "Expected the folder of one loss in a run, such as runs/x/l1."
@@ -88,9 +81,7 @@ def restore_image(
 
 
 @torch.no_grad()
-def restore_tiled(
-    model: nn.Module, image: Tensor, *, tile: int = TILE_PX, overlap: int = OVERLAP_PX
-) -> Tensor:
+def restore_tiled(model: nn.Module, image: Tensor, *, tile: int = TILE_PX, overlap: int = OVERLAP_PX) -> Tensor:
     """`model(image)` computed in overlapping tiles, which are blended by a smooth window that adds up to one.
 
     A tile at least as large as the image gives the untiled result. The outer quarter of every overlap has no weight: it
@@ -143,7 +134,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramps(start: int, stop: int, length: int, overlap: int, scale: int) -> Tensor:
-    """The window of one tile along one axis: 1 inside and at the image's own borders, falling smoothly to 0 elsewhere."""
+    """The window of one tile along one axis: 1 inside and at the image's own borders, else falling smoothly to 0."""
     window = torch.ones((stop - start) * scale)
     span = overlap * scale
     if span:
@@ -169,8 +160,8 @@ def restore(
 ) -> Restored:
     """Restore files and folders of photographs with the model of one loss of a run.
 
-    The results are PNG files (TIFF for TIFF), with the sub-folders of every input folder. Alpha, the EXIF orientation that a
-    viewer sees, 8 or 16 bits, the colour profile and grey stay as they were. No input is ever overwritten.
+    The results are PNG files (TIFF for TIFF), with the sub-folders of every input folder. Alpha, the orientation that
+    a viewer sees, 8 or 16 bits, the colour profile and grey stay as they were. No input is ever overwritten.
 
     Args:   run: folder of one loss, such as runs/x/pdl. tile, overlap: in pixels. on_image: called after each image as
             (number so far, number of all, source, None or the reason why it was skipped).
@@ -179,7 +170,7 @@ def restore(
     """
     model, about = load_model(run)
     jobs = _jobs(inputs, out, overwrite=overwrite)
-    target = torch.device(_device(device))
+    target = torch.device(choose_device(device))
     model.to(target)
     channels = int(about["model"]["options"].get("channels", 3))
     written: list[Path] = []
@@ -192,9 +183,7 @@ def restore(
             reason = str(error)
             skipped.append((source, reason))
         else:
-            pixels = restore_image(
-                model, file.pixels.to(target), tile=tile, overlap=overlap, channels=channels
-            )
+            pixels = restore_image(model, file.pixels.to(target), tile=tile, overlap=overlap, channels=channels)
             _write(destination, pixels.float().cpu(), file)
             written.append(destination)
         if on_image:
@@ -209,9 +198,7 @@ def _write(destination: Path, pixels: Tensor, file: ImageFile) -> None:
             alpha[None], size=pixels.shape[-2:], mode="bilinear", align_corners=False
         )[0]
     icc = file.icc
-    if (
-        icc is not None and icc[16:20] == b"CMYK"
-    ):  # the pixels were read as RGB, for which that profile is wrong
+    if icc is not None and icc[16:20] == b"CMYK":  # the pixels were read as RGB, for which that profile is wrong
         icc = None
     write_image(destination, pixels, alpha=alpha, bits=file.bits, icc=icc, exif=file.exif)
 
@@ -223,9 +210,7 @@ def _jobs(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> list[tuple[P
     found: list[tuple[Path, PurePosixPath]] = []
     for given in inputs:
         if given.is_dir():
-            found += [
-                (path, PurePosixPath(path.relative_to(given).as_posix())) for path in find_images(given)
-            ]
+            found += [(path, PurePosixPath(path.relative_to(given).as_posix())) for path in find_images(given)]
         elif given.is_file():
             found.append((given, PurePosixPath(given.name)))
         else:
@@ -239,9 +224,7 @@ def _jobs(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> list[tuple[P
         if destination in jobs:  # a.jpg beside a.png
             destination = out / relative.with_name(relative.name + suffix)
         if destination in jobs:
-            raise DataError(
-                f"{source} and {jobs[destination]} would both become {destination}. Restore them apart."
-            )
+            raise DataError(f"{source} and {jobs[destination]} would both become {destination}. Restore them apart.")
         jobs[destination] = source
     sources = {source.resolve() for source, _ in found}
     for destination, source in jobs.items():
@@ -258,7 +241,8 @@ def _jobs(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> list[tuple[P
     return [(source, destination) for destination, source in jobs.items()]
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """What "auto" means on this machine: cuda, else mps, else cpu. Another name stays."""
     if name != "auto":
         return name
     if torch.cuda.is_available():

@@ -32,9 +32,7 @@ def score(
     if reference is None:
         needing = [one.name for one in built if one.reference]
         if needing:
-            raise DataError(
-                f"{', '.join(needing)} compare with a reference: name the reference file or folder, too."
-            )
+            raise DataError(f"{', '.join(needing)} compare with a reference: name the reference file or folder, too.")
     pairs = _pairs(out, reference)
     target_device = torch.device(device)
     rows: list[dict[str, str | float]] = []
@@ -75,18 +73,14 @@ def _pairs(out: Path, reference: Path | None) -> list[tuple[str, Path, Path | No
             raise DataError(f"there is no file or folder {path}. Check the path.")
     if reference is not None and out.is_dir() != reference.is_dir():
         kinds = ("a folder", "a file") if out.is_dir() else ("a file", "a folder")
-        raise DataError(
-            f"{out} is {kinds[0]}, but {reference} is {kinds[1]}. Expected two files or two folders."
-        )
+        raise DataError(f"{out} is {kinds[0]}, but {reference} is {kinds[1]}. Expected two files or two folders.")
     if not out.is_dir():
         return [(out.stem, out, reference)]
     ours = _by_stem(out)
     if reference is None:
         return [(stem, path, None) for stem, path in ours.items()]
     theirs = _by_stem(reference)
-    alone = [f"{out}/{s}" for s in ours if s not in theirs] + [
-        f"{reference}/{s}" for s in theirs if s not in ours
-    ]
+    alone = [f"{out}/{s}" for s in ours if s not in theirs] + [f"{reference}/{s}" for s in theirs if s not in ours]
     if alone:
         more = f" and {len(alone) - 4} more" if len(alone) > 4 else ""
         raise DataError(
@@ -101,8 +95,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     for path in find_images(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in stems:
-            raise DataError(
-                f"{path} and {stems[stem]} differ in their suffix only, so neither can be matched by name."
-            )
+            raise DataError(f"{path} and {stems[stem]} differ in their suffix only, so neither can be matched by name.")
         stems[stem] = path
     return stems

@@ -1,0 +1,573 @@
+"""The command `veridical`: parses and calls. Nothing imports it, and it is the only one that calls the report."""
+
+import contextlib
+import errno
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+from veridical import __version__
+from veridical.core import catalog
+from veridical.core.errors import VeridicalError
+
+try:
+    import rich.box
+    import rich.console
+    import rich.progress
+    import rich.table
+    import rich.text
+    import typer
+except ImportError as error:
+    raise SystemExit(
+        f'error: the command needs {error.name!r}. Install it with: pip install "veridical[compare]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from veridical.training.recipe import Recipe
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="veridical",
+    help="Perceptual losses for image restoration: correct, fast, and compared on your own photographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+weights_app = typer.Typer(help="The pretrained networks: which are here, fetch them, check them.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
+STOPPED = 130  # what a shell reports for a command that Ctrl-C ended
+
+
+class _Safe:
+    """What an interrupted or failed command may say about the work that is on disk already."""
+
+    def __init__(self) -> None:
+        self.where: Path | None = None
+        self.again = "run the same command again to continue"
+
+    def __str__(self) -> str:
+        if self.where is None or not self.where.exists():
+            return "nothing was lost: no work had been finished"
+        return f"finished work is in {self.where}; {self.again}"
+
+
+_safe = _Safe()
+
+
+def _guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors that a user can mend are printed without a traceback; the exit status says which kind it was."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _complain(f"stopped; {_safe}.")
+            raise typer.Exit(STOPPED) from None
+        except VeridicalError as error:
+            if (full := _full_disk(error)) is not None:
+                _complain(full)
+                raise typer.Exit(1) from None
+            _complain(f"error: {error}")
+            raise typer.Exit(2) from None
+        except Exception as error:
+            if (full := _full_disk(error)) is not None:
+                _complain(full)
+                raise typer.Exit(1) from None
+            if isinstance(error, OSError) and error.filename is not None:
+                _complain(f"error: {error.filename}: {error.strerror or error}; {_safe}.")
+                raise typer.Exit(1) from None
+            raise
+
+    return run
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """The message for a full disk, whoever met it, or None when the error is something else."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors and Arrow report it in words of their own.
+        if full or "no space left on device" in str(error).lower() or "os error 28" in str(error):
+            path = getattr(error, "filename", None) or _safe.where or "the disk"
+            return f"error: no space left on {path}; {_safe}. Free some space first."
+        error = error.__cause__
+    return None
+
+
+def _split(text: str, what: str) -> list[str]:
+    """Split at the commas that stand outside brackets.
+
+    >>> _split("l2, lpips(net=vgg, eps=1e-6), 0.8*l2 + 0.2*l1", "losses")
+    ['l2', 'lpips(net=vgg, eps=1e-6)', '0.8*l2 + 0.2*l1']
+    """
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    parts = [part.strip() for part in parts]
+    if not all(parts):
+        raise VeridicalError(
+            f"the {what} {text!r} have an empty entry. Expected names separated by commas, such as 'a,b'."
+        )
+    return parts
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"veridical {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Perceptual losses for image restoration: correct, fast, and compared on your own photographs."""
+
+
+# ---- tables of names ----
+
+
+def _console() -> rich.console.Console:
+    """Stdout, without wrapping tables to 80 columns when it is a file or a pipe."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(rich.text.Text(cell) for cell in row))
+    _console().print(table)
+
+
+def _summary(thing: object) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _print_entry(name: str, build: Callable[..., Any], notes: Sequence[str]) -> None:
+    """One entry of a table in full: its docstring and its options with their defaults."""
+    print(name)
+    print()
+    print(inspect.getdoc(build) or "(not documented)")
+    for note in notes:
+        print(note)
+    options = catalog.options_of(build)
+    print()
+    print("Options (name=default):" if options else "Options: none.")
+    for option, parameter in options.items():
+        default = "required" if parameter.default is parameter.empty else f"{parameter.default!r}"
+        print(f"  {option} = {default}")
+
+
+@app.command("losses")
+@_guarded
+def list_losses(
+    name: Annotated[str | None, typer.Argument(help="Show this loss in full.")] = None,
+) -> None:
+    """List the losses, or show one with its options."""
+    from veridical.losses import LOSSES
+
+    if name is not None:
+        entry = catalog.lookup(LOSSES, name, "loss")
+        optimises = f"Optimises: {', '.join(entry.optimises)}." if entry.optimises else ""
+        needs = f"Needs the weights: {', '.join(entry.needs({}))}." if entry.needs({}) else ""
+        _print_entry(name, entry.build, [note for note in (needs, optimises) if note])
+        return
+    rows = [
+        (name, entry.summary, ", ".join(entry.needs({})) or "-", ", ".join(entry.optimises) or "-")
+        for name, entry in LOSSES.items()
+    ]
+    _print_table("Losses", ("name", "what it is", "needs weights", "optimises"), rows)
+    print("Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)'. Options of one: veridical losses NAME")
+
+
+@app.command("metrics")
+@_guarded
+def list_metrics(name: Annotated[str | None, typer.Argument(help="Show this metric in full.")] = None) -> None:
+    """List the metrics, or show one with its options."""
+    from veridical.metrics import METRICS
+
+    if name is not None:
+        entry = catalog.lookup(METRICS, name, "metric")
+        _print_entry(name, entry.build, [])
+        print("  channel = 'rgb'  (or 'y': the luma on which super-resolution papers measure, or 'luma': full range)")
+        print("  border = 0  (pixels left out on every side)")
+        return
+    rows = [
+        (
+            name,
+            "higher" if entry.higher_is_better else "lower",
+            entry.unit or "-",
+            entry.range,
+            "yes" if entry.reference else "no",
+            ", ".join(entry.needs({})) or "-",
+        )
+        for name, entry in METRICS.items()
+    ]
+    columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights")
+    _print_table("Metrics", columns, rows)
+    print("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
+
+
+@app.command("degradations")
+@_guarded
+def list_degradations(
+    name: Annotated[str | None, typer.Argument(help="Show this degradation in full.")] = None,
+) -> None:
+    """List the degradations and the tasks, or show one degradation with its options."""
+    from veridical.degradations import DEGRADATIONS, TASKS
+
+    if name is not None:
+        _print_entry(name, catalog.lookup(DEGRADATIONS, name, "degradation"), [])
+        return
+    _print_table("Degradations", ("name", "what it does"), [(n, _summary(d)) for n, d in DEGRADATIONS.items()])
+    rows = [(name, task.summary, task.degradation, task.model) for name, task in TASKS.items()]
+    _print_table("Tasks", ("name", "what is mended", "degradation", "model"), rows)
+    print("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
+
+
+@app.command("models")
+@_guarded
+def list_models(name: Annotated[str | None, typer.Argument(help="Show this model in full.")] = None) -> None:
+    """List the models, or show one with its options."""
+    from veridical.models import MODELS
+
+    if name is not None:
+        _print_entry(name, catalog.lookup(MODELS, name, "model"), [])
+        return
+    _print_table("Models", ("name", "what it is"), [(name, _summary(model)) for name, model in MODELS.items()])
+    print("Options of one: veridical models NAME")
+
+
+# ---- weights ----
+
+
+@weights_app.command("list")
+@_guarded
+def weights_list() -> None:
+    """Which pretrained networks are known, and where each lies on this machine."""
+    from veridical.features import weights
+
+    rows = [(row.name, row.status, str(row.found or "-"), "\n".join(row.sources)) for row in weights.listing()]
+    _print_table("Pretrained networks", ("name", "status", "file", "sources"), rows)
+    print("Looked for in $VERIDICAL_WEIGHTS, then in the cache. Get one with: veridical weights fetch NAME")
+
+
+@weights_app.command("fetch")
+@_guarded
+def weights_fetch(names: Annotated[list[str] | None, typer.Argument(help="All when left out.")] = None) -> None:
+    """Download pretrained networks, and check them by their hash."""
+    from veridical.features import weights
+
+    known = list(weights.FILES)
+    for name in names or known:
+        catalog.lookup(weights.FILES, name, "pretrained network")
+    failed = []
+    for name in names or known:
+        try:
+            with _download_bar() as progress:
+                path = weights.fetch(name, progress=progress)
+            print(f"{name}: {path}")
+        except VeridicalError as error:
+            failed.append(name)
+            _complain(f"error: {error}")
+    if failed:
+        _complain(f"{len(failed)} of {len(names or known)} could not be fetched: {', '.join(failed)}")
+        raise typer.Exit(2)
+
+
+@weights_app.command("verify")
+@_guarded
+def weights_verify(names: Annotated[list[str] | None, typer.Argument(help="All when left out.")] = None) -> None:
+    """Read the files that would be used, and compare them with the published hashes. Status 2 when one is broken, or a
+    named one is missing."""
+    from veridical.features import weights
+
+    found = [weights.verify(name) for name in names or weights.FILES]
+    rows = [(row.name, row.status, str(row.found or "-"), row.detail) for row in found]
+    _print_table("Pretrained networks", ("name", "status", "file", "detail"), rows)
+    if any(row.status == "broken" or (row.status == "missing" and names) for row in found):
+        raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def _download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress callback of weights.fetch: a bar on a terminal, one line for each source elsewhere."""
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+
+        def line(name: str, done: int, total: int | None) -> None:
+            if done == 0:
+                size = f"{total / 1e6:.0f} MB" if total else "size unknown"
+                _complain(f"fetching the {name} weights ({size})")
+
+        yield line
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("fetching", total=None)
+
+        def bar(name: str, done: int, total: int | None) -> None:
+            bars.update(task, description=f"{name} weights", completed=done, total=total)
+
+        yield bar
+
+
+# ---- the comparison ----
+
+
+@app.command("compare")
+@_guarded
+def compare_losses(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML). Options win over it.")] = None,
+    task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to evaluate on.")] = None,
+    pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to train on, of the same names."),
+    ] = None,
+    evaluate_pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to evaluate on."),
+    ] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
+    degradation: Annotated[str | None, typer.Option(help="In place of the task's own: 'box-blur(size=5)'.")] = None,
+    model: Annotated[str | None, typer.Option(help="In place of the task's own: 'unet(levels=3)'.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the model's first layers.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps for each loss.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crops in a step.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a training crop, in pixels.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the initial weights, the crops, the noise and the losses.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; the same command with the same folder continues.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="A comparison of minutes, on photographs that are at hand.")
+    ] = False,
+) -> None:
+    """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
+    from veridical.comparison.progress import display
+    from veridical.comparison.sweep import compare, demo_recipe
+    from veridical.training.recipe import load_recipe
+
+    values: dict[str, object] = {
+        "task": task,
+        "data.train": data,
+        "data.evaluate": evaluate,
+        "data.pairs": pairs,
+        "data.pairs_evaluate": evaluate_pairs,
+        "losses": None if losses is None else _split(losses, "losses"),
+        "metrics": None if metrics is None else _split(metrics, "metrics"),
+        "degradation": degradation,
+        "model.name": model,
+        "model.width": width,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.crop": crop,
+        "training.lr": lr,
+        "training.seed": seed,
+        "training.device": device,
+    }
+    overrides = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
+    overrides += settings or []
+    if demo and recipe is not None:
+        raise VeridicalError(f"--demo is a recipe of its own; leave out either it or {recipe}.")
+    chosen = demo_recipe(overrides) if demo else load_recipe(recipe, overrides)
+    if not demo and recipe is None and not (chosen.data.train or chosen.data.pairs):
+        raise VeridicalError(
+            "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, --demo."
+        )
+    folder = _folder(chosen, out)
+    with display() as observer:
+        compare(chosen, folder, observer, leave_out=demo)
+    _print_result(folder)
+
+
+def _folder(recipe: "Recipe", out: Path | None) -> Path:
+    """The run folder; chosen here, so that whoever stops the command can be told where the work is."""
+    from veridical.comparison.sweep import default_folder
+
+    folder = out or (Path(recipe.out) if recipe.out is not None else default_folder(recipe))
+    _safe.where = folder
+    if out is None and recipe.out is None:
+        _safe.again = f"run the same command again with --out {folder} to continue"
+    return folder
+
+
+def _toml(value: object) -> str:
+    """A TOML value. Paths and strings are quoted as JSON, which TOML reads."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
+
+
+def _print_result(run: Path) -> None:
+    """The table, the verdict and where the report is: what a comparison is for."""
+    from veridical.comparison import report
+
+    path = report.write_report(run)
+    console = _console()
+    console.print()
+    console.print(report.table(run))
+    console.print()
+    print(report.verdict(run))
+    print(f"report: {path}")
+
+
+# ---- using what a run has made ----
+
+
+@app.command("report")
+@_guarded
+def rebuild_report(
+    run: Annotated[Path, typer.Argument(help="The folder of a comparison, such as runs/x.")],
+) -> None:
+    """Build report.html of a run again, from its files alone, and print its table."""
+    _print_result(run)
+
+
+@app.command("restore")
+@_guarded
+def restore_photographs(
+    inputs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
+    run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results; never the input's.")],
+    tile: Annotated[int, typer.Option(help="Side of a tile, in pixels; more needs more memory.")] = 512,
+    overlap: Annotated[int, typer.Option(help="What neighbouring tiles share, in pixels.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Restore photographs with a model that a comparison has trained.
+
+    Any size; alpha, orientation, 8 or 16 bits, colour profile and grey stay as they are. Results are PNG (TIFF for
+    TIFF). A file that cannot be read is reported and skipped; the status is then 1.
+    """
+    from veridical.comparison.restore import restore
+
+    _safe.where, _safe.again = out, "run the same command again with --overwrite, or with the files that are left"
+    with _counter("restoring") as advance:
+
+        def on_image(number: int, total: int, source: Path, reason: str | None) -> None:
+            advance(number, total, source.name)
+            if reason is not None:
+                _complain(f"skipped: {reason}")
+
+        result = restore(
+            run, inputs, out, tile=tile, overlap=overlap, overwrite=overwrite, device=device, on_image=on_image
+        )
+    print(f"restored {_count(len(result.written), 'photograph')} into {out}")
+    if result.skipped:
+        _complain(f"{_count(len(result.skipped), 'file')} could not be read and were skipped")
+        raise typer.Exit(1)
+
+
+@app.command("score")
+@_guarded
+def score_images(
+    out: Annotated[Path, typer.Argument(help="Restored images: a file or a folder.")],
+    reference: Annotated[
+        Path | None, typer.Argument(help="Their references, matched by name; not needed by sharpness-q.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Separated by commas.")] = "psnr,ssim,ms-ssim,lpips,sharpness-q",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the value of every image here, too.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """Score images on disk against their references."""
+    import polars as pl
+
+    from veridical.comparison.score import score
+    from veridical.core.files import atomic_write
+
+    labels = _split(metrics, "metrics")
+    with _counter("scoring") as advance:
+        rows = score(out, reference, labels, device=device, on_image=lambda n, total: advance(n, total, ""))
+    if csv is not None:
+        atomic_write(csv, rows.write_csv().encode())
+    names = list(dict.fromkeys(rows["metric"]))
+    table = rows.pivot(on="metric", index="image", values="value")
+    means = rows.group_by("metric").agg(pl.col("value").mean())
+    mean = dict(zip(means["metric"], means["value"], strict=True))
+    lines = [(str(row["image"]), *(f"{row[name]:.4f}" for name in names)) for row in table.iter_rows(named=True)]
+    if len(lines) > 1:
+        lines.append(("mean", *(f"{mean[name]:.4f}" for name in names)))
+    _print_table(f"{out} against {reference}" if reference else f"{out}", ("image", *names), lines)
+    if csv is not None:
+        print(f"every value: {csv}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """advance(done, all, name): a bar on a terminal, about ten plain lines on stderr elsewhere."""
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        shown = -1
+
+        def line(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            tenth = done * 10 // total
+            if total > 10 and tenth > shown:
+                shown = tenth
+                _complain(f"{what}: {done} of {total} {name}".rstrip())
+
+        yield line
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+
+        def bar(done: int, total: int, name: str) -> None:
+            bars.update(task, description=f"{what} {name}".rstrip(), completed=done, total=total)
+
+        yield bar
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()

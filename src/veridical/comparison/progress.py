@@ -1,0 +1,135 @@
+"""What a comparison shows while it runs: bars on a terminal, plain lines in a file or a pipe."""
+
+import contextlib
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import rich.console
+import rich.progress
+import rich.text
+
+from veridical.comparison.sweep import Observer
+
+
+class Lines(Observer):
+    """Progress as plain lines, for a file or a pipe: about ten for each loss."""
+
+    def __init__(self) -> None:
+        self.losses: list[str] = []
+        self.steps, self.tenth, self.last = 0, 0, 0
+        self.name = ""
+
+    def note(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        if done in (0, total):
+            print(f"{self._where()}{what}{': done' if done == total else ''}", flush=True)
+
+    def fetching(self, name: str, done: int, total: int | None) -> None:
+        if done == 0:
+            size = f"{total / 1e6:.0f} MB" if total else "size unknown"
+            print(f"fetching the {name} weights ({size})", flush=True)
+
+    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
+        self.losses, self.steps = list(losses), steps
+        print(f"comparing {_losses(len(losses))} over {steps} steps each, into {folder}", flush=True)
+
+    def loss_begins(self, name: str) -> None:
+        self.name, self.tenth = name, 0
+
+    def started(self, total_steps: int, start_step: int) -> None:
+        going = f"going on from step {start_step} of {total_steps}" if start_step else "training"
+        self.tenth = start_step * 10 // total_steps
+        print(f"{self._where()}{self.name}: {going}", flush=True)
+
+    def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
+        tenth = step * 10 // self.steps
+        if tenth > self.tenth:
+            self.tenth = tenth
+            left = datetime.timedelta(seconds=round((self.steps - step) / max(rate, 1e-9)))
+            print(
+                f"{self._where()}{self.name}: step {step} of {self.steps}, {_terms(total, terms)}, "
+                f"{rate:.2f} steps/s, {left} left",
+                flush=True,
+            )
+
+    def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
+        said = {"done": f"done, {seconds:.0f} s of training", "kept": "was finished already"}.get(status)
+        self.name = name
+        print(f"{self._where()}{name}: {said or f'FAILED: {error}'}", flush=True)
+
+    def _where(self) -> str:
+        if self.name not in self.losses:
+            return ""
+        return f"[{self.losses.index(self.name) + 1}/{len(self.losses)}] "
+
+
+class Bars(Lines):
+    """Progress as two bars on a terminal: all losses, and the one that is being trained, with its terms."""
+
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        super().__init__()
+        self.bars = bars
+        self.all = bars.add_task("all losses", total=None, visible=False, said="")
+        self.one = bars.add_task("checking", total=None, said="")
+        self.ended = 0
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(rich.text.Text(f"note: {text}", style="yellow"))
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        self.bars.update(self.one, description=what, completed=done, total=total, said="")
+
+    def fetching(self, name: str, done: int, total: int | None) -> None:
+        said = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
+        self.bars.update(self.one, description=f"fetching {name}", completed=done, total=total, said=said)
+
+    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
+        self.losses, self.steps = list(losses), steps
+        self.bars.console.print(f"comparing {_losses(len(losses))} over {steps} steps each, into {folder}")
+        self.bars.reset(self.all, total=len(losses) * steps, visible=True)
+
+    def started(self, total_steps: int, start_step: int) -> None:
+        self.bars.reset(self.one, description=self.name, total=total_steps, completed=start_step)
+
+    def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
+        self.bars.update(self.one, completed=step, said=f"{rate:.1f} steps/s  {_terms(total, terms)}")
+        self.bars.update(self.all, completed=self.ended * self.steps + step)
+
+    def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
+        self.ended += 1
+        self.bars.update(self.all, completed=self.ended * self.steps)
+        if status == "failed":
+            self.bars.console.print(rich.text.Text(f"{name} FAILED: {error}", style="red"))
+        elif status == "done":
+            self.bars.console.print(f"{name}: {seconds:.0f} s of training")
+
+
+def _losses(number: int) -> str:
+    return f"{number} loss{'' if number == 1 else 'es'}"
+
+
+def _terms(total: float, terms: Mapping[str, float]) -> str:
+    if len(terms) < 2:
+        return f"loss {total:.4g}"
+    return f"loss {total:.4g} = " + " + ".join(f"{value:.4g} ({label})" for label, value in terms.items())
+
+
+@contextlib.contextmanager
+def display() -> Iterator[Lines]:
+    """Bars on a terminal, lines elsewhere."""
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[said]}"),
+    )
+    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+        yield Bars(bars)
