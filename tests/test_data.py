@@ -165,6 +165,17 @@ def test_the_crop_stands_on_the_grid_of_sixteen_and_inside_its_border():
     assert tight[0][0][:2, 0, 0].tolist() == [0, 0]
 
 
+def test_the_crop_is_the_one_that_was_drawn():
+    """The documented order of draws, followed by hand: photograph, row, column, turn."""
+    image = random_image(50, 60)
+    samples = TrainingSamples([("a", image)], Identity(), crop=20, seed=3)
+    for index in range(60):
+        generator = generator_for(3, index)
+        _, top, left, turn = (int(torch.randint(n, (), generator=generator)) for n in (1, 31, 41, 8))
+        expected = image[:, top : top + 20, left : left + 20].rot90(turn % 4, (1, 2))
+        assert torch.equal(samples[index][1], expected.flip(2) if turn >= 4 else expected)
+
+
 def test_the_degraded_and_the_sharp_crop_show_the_same_place():
     samples = TrainingSamples([("a", random_image(80, 96))], Identity(), crop=20, seed=0)
     for index in range(50):
