@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,48 @@ class Watcher:
 def test_bfloat16_trains_too(tmp_path: Path, whole: tuple[nn.Module, TrainingResult, Path]):
     _, result = run(tmp_path, precision="bf16-mixed")
     assert result.final_terms["l2"] == pytest.approx(whole[1].final_terms["l2"], rel=0.2)
+
+
+_TWO = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tests.test_training import SETTINGS, PlainL1, TinySamples
+from veridical.training.loop import train
+
+for folder in ("once", "again"):  # a sweep trains several times in one process
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 3, 3, padding=1)
+    settings = replace(SETTINGS, devices=2, steps=8)
+    train(model, PlainL1(), TinySamples(), settings, Path(sys.argv[1]) / folder)
+"""
+
+
+class PlainL1(nn.Module):
+    label = "l1"
+
+    def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value = (prediction - target).abs().mean()
+        return value, {"l1": value}
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path: Path):
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 3, 3, padding=1)
+    train(model, PlainL1(), TinySamples(), replace(SETTINGS, steps=8), tmp_path / "alone")
+    script = tmp_path / "two.py"  # the second process runs the same file again, so it must be one
+    script.write_text(_TWO)
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+        capture_output=True,
+    )
+    for folder in ("once", "again"):
+        saved = checkpoints.read(tmp_path / folder / "checkpoints" / "step-00000008")
+        torch.testing.assert_close(saved.part("ema")["weight"], model.weight.detach(), rtol=0, atol=1e-6)
+        assert [int(row["step"]) for row in rows(tmp_path / folder)] == [4, 8]
 
 
 # -- resume ---------------------------------------------------------------------------------------------

@@ -272,8 +272,7 @@ def _fault(pair: Pair, store: Store, least: int, what: str) -> str | None:
 class Samples(Dataset[tuple[Tensor, Tensor]]):
     """Sample `index` -> (degraded, sharp), each (channels, crop, crop) float32. There is no last index.
 
-    Attributes: skipped: the photographs that could not be used, with reasons. label: what is sampled, for a
-            reader.
+    Attributes: items: what is sampled. skipped: the photographs that could not be used, with reasons.
     """
 
     def __init__(

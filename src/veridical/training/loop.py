@@ -5,6 +5,7 @@ loss. With the weights, the optimiser, the moving average and the loss's own buf
 that was killed goes on exactly where it was: on the CPU, with as many threads, to bit-equal weights.
 """
 
+import atexit
 import contextlib
 import hashlib
 import math
@@ -118,6 +119,8 @@ def train(
 
     if not resume and chief:
         _forget(folder)
+    if fabric.world_size > 1:
+        fabric.barrier()  # every process reads the same checkpoints, or none
     saved, messages = checkpoints.load(checkpoint_folder)
     for message in messages:
         watcher.note(message)
@@ -265,7 +268,14 @@ def _fabric(settings: Settings) -> Any:
     )
     if settings.devices > 1:
         fabric.launch()
+        atexit.register(_leave_the_group)
     return fabric
+
+
+def _leave_the_group() -> None:
+    """Without it, a process that ends while others are connected is aborted."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _accelerators(device: torch.device) -> list[int]:
