@@ -194,7 +194,7 @@ def test_says_when_the_lead_is_not_significant(tmp_path):
     run = make_run(tmp_path / "run", means=means)
     _, page = report(run)
     winner, other = ("l1", "l2") if "Use l1" in verdict(run) else ("l2", "l1")
-    assert f"Use {winner} not clear of {other}" in page.text
+    assert f"Use {winner} no significant lead over {other}" in page.text
     assert re.search(rf"not significant against {other} \(p = [\d.]+\): it could be chance", verdict(run))
 
 
@@ -275,6 +275,7 @@ def test_failed_and_left_out_losses_are_named_with_their_reason(tmp_path):
 def test_without_lpips_the_page_says_what_the_score_is(tmp_path):
     _, page = report(make_run(tmp_path / "run", metrics=("psnr", "ssim", "ms-ssim")))
     assert "Equation 7 of the PDL paper without LPIPS, which was not measured." in page.text
+    assert "It then rewards fidelity more than looks." in page.text
     assert "Score = PSNR / PSNR max · MS-SSIM / MS-SSIM max" in page.text
     assert "MS-SSIM (higher is better)" in page.text  # the second axis of the plot
 
@@ -361,7 +362,7 @@ def test_provenance_tells_how_to_repeat_the_run(tmp_path):
         "abc123",
     ):
         assert fact in tail
-    assert "veridical compare recipe.toml" in tail
+    assert "veridical compare run/recipe.toml" in tail
 
 
 def test_report_is_the_same_from_csv_and_keeps_numeric_names_as_text(tmp_path):
@@ -403,6 +404,10 @@ def test_terminal_table_has_every_loss_and_mark(tmp_path):
         (lambda run: (run / "rows.parquet").write_bytes(b"no"), "cannot be read"),
         (lambda run: (run / "comparison.json").write_text("{"), "not valid JSON"),
         (lambda run: (run / "comparison.json").write_text("{}"), "no list 'losses'"),
+        (
+            lambda run: (run / "comparison.json").write_text('{"losses": [{"name": "l2"}], "metrics": [1]}'),
+            "an entry of 'losses' has no 'slug'",
+        ),
         (
             lambda run: pl.read_parquet(run / "rows.parquet").clear().write_parquet(run / "rows.parquet"),
             "are empty",

@@ -13,7 +13,7 @@ from veridical.core.errors import DataError
 
 CROP_PX = 256
 BUDGET = 13_500_000  # characters of base64 in one report; the rest of the page is below 1 MB
-CROP_SHARE = 0.6  # of the budget: crops of many images say more than full frames of few
+CROP_SHARE = 0.5  # of the budget: crops of many images say more than full frames of few
 MOST_IMAGES = 16
 _THUMBNAIL_PX = 176
 _STRIDE_PX = 16

@@ -27,7 +27,6 @@ from veridical.comparison.statistics import (
     Analysis,
     Column,
     MetricSummary,
-    PairedTest,
     analyse,
     arrange,
 )
@@ -173,6 +172,11 @@ def _json(path: Path) -> dict[str, Any]:
     for key in ("losses", "metrics"):
         if not isinstance(about, dict) or not isinstance(about.get(key), list) or not about[key]:
             raise DataError(f"{path} has no list {key!r}, or an empty one. {_EXPECTED}.")
+    for key, needed in (("losses", ("name", "slug")), ("metrics", ("name", "higher_is_better"))):
+        for item in about[key]:
+            lacking = [n for n in needed if not isinstance(item, dict) or n not in item]
+            if lacking:
+                raise DataError(f"{path}: an entry of {key!r} has no {lacking[0]!r}. {_EXPECTED}.")
     return about
 
 
@@ -226,7 +230,10 @@ def _join(words: Sequence[str]) -> str:
 
 
 def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    if p < 0.001:
+        return "p < 0.001"
+    decimals = 4 if 0.0495 <= p < 0.0505 else 3 if p < 0.1 else 2  # never a "significant, p = 0.050"
+    return f"p = {p:.{decimals}f}"
 
 
 def _heading(column: Column) -> str:
@@ -264,7 +271,8 @@ def _lead(analysis: Analysis, name: Callable[[str], str]) -> str:
         others = "the other loss" if len(analysis.tests) == 1 else "every other loss"
         if analysis.untested:
             others = f"{len(significant)} of {len(analysis.tests)} other losses"
-        said += f"{over}this lead is significant against {others} ({test}: {_p(worst)}{_at_most(significant)})."
+        at_most = " at most" if len(significant) > 1 and worst >= 0.001 else ""
+        said += f"{over}this lead is significant against {others} ({test}: {_p(worst)}{at_most})."
     elif tested:
         tied = [t for t in tested if not t.significant]
         most = len(tied) if len(tied) <= 3 else 2
@@ -279,10 +287,6 @@ def _lead(analysis: Analysis, name: Callable[[str], str]) -> str:
         named = [name(t.loss) for t in analysis.untested[:4]]
         said += f" It cannot be tested against {_join(named)}: {analysis.untested[0].reason}."
     return said
-
-
-def _at_most(tests: Sequence[PairedTest]) -> str:
-    return " at most" if len(tests) > 1 else ""
 
 
 def _caveats(run: Run) -> list[str]:
@@ -303,7 +307,8 @@ def _caveats(run: Run) -> list[str]:
             f"Only {_count(run.images, 'image')} evaluated: means move with each image. Prefer {FEW_IMAGES} or more."
         )
     if not analysis.score.complete:
-        said.append(analysis.score.note)
+        lacks_looks = all(c.base != "lpips" and c.reference for c in analysis.score.columns)
+        said.append(analysis.score.note + (" It then rewards fidelity more than looks." if lacks_looks else ""))
     said += [f"{name} failed and is not ranked: {_short(reason)}" for name, reason in run.failed]
     said += [_short(str(note)) for note in run.about.get("notes") or ()]
     dropped = {name for name, _ in run.failed}
@@ -607,7 +612,7 @@ def _write(run: Run) -> Path:
     if analysis.runner_up is None or not any(t.corrected is not None for t in analysis.tests):
         pill = ("untested", "not tested")
     elif analysis.tied or analysis.untested:
-        pill = ("no", f"not clear of {_join([*_two(analysis)])}")
+        pill = ("no", f"no significant lead over {_join(_two(analysis))}")
     else:
         pill = ("yes", f"significant over {run.images} images")
     html = environment.get_template("report.html").render(
