@@ -49,8 +49,14 @@ STOPPED = 130  # what a shell reports for a command that Ctrl-C ended
 class _Safe:
     """What an interrupted or failed command may say about the work that is on disk already."""
 
+    where: Path | None
+    again: str
+
     def __init__(self) -> None:
-        self.where: Path | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.where = None
         self.again = "run the same command again to continue"
 
     def __str__(self) -> str:
@@ -67,6 +73,7 @@ def _guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        _safe.reset()
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -495,7 +502,7 @@ def restore_photographs(
         )
     print(f"restored {_count(len(result.written), 'photograph')} into {out}")
     if result.skipped:
-        _complain(f"{_count(len(result.skipped), 'file')} could not be read and were skipped")
+        _complain(f"skipped {_count(len(result.skipped), 'file')} that cannot be read")
         raise typer.Exit(1)
 
 

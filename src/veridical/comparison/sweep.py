@@ -460,7 +460,8 @@ def _data(
 
 def _held_out(count: int, noun: str, names: Sequence[str]) -> str:
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"no evaluation data was named, so {count} {noun}{'' if count == 1 else 's'} are held out: {listed}"
+    some = f"1 {noun} is" if count == 1 else f"{count} {noun}s are"
+    return f"no evaluation data was named, so {some} held out: {listed}"
 
 
 def _file(photograph: Photograph) -> Path | None:
