@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rich.console
 import rich.progress
+import rich.table
 import rich.text
 
 from veridical.comparison.sweep import Observer
@@ -125,11 +126,15 @@ def display() -> Iterator[Lines]:
         yield Lines()
         return
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.TaskProgressColumn(),
         rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[said]}"),
+        rich.progress.TextColumn(
+            "{task.fields[said]}",
+            markup=False,
+            table_column=rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
     )
     with rich.progress.Progress(*columns, console=console, transient=True) as bars:
         yield Bars(bars)
