@@ -294,6 +294,12 @@ def test_a_spec_that_cannot_be_read_is_an_error_that_helps(spec, message, networ
         veridical.loss(spec)
 
 
+def test_a_bare_word_is_a_string_even_when_it_is_none(network_file):
+    loss = veridical.loss(f"vgg16(normalisation=none, clamp=true, weights='{network_file('vgg16')}')")
+    assert not loss.distance.features.normalised
+    assert loss.distance.features.clamp is True
+
+
 def test_options_of_a_sum_are_refused():
     with pytest.raises(VeridicalError, match="write them at the term"):
         veridical.loss("l1 + l2", eps=1)

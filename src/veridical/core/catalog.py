@@ -100,7 +100,7 @@ def _show(value: object) -> str:
 
 
 def parse(spec: str, what: str = "loss") -> list[Term]:
-    """Read a sum of terms. Options are `key=value` with Python literals; a bare word is a string.
+    """Read a sum of terms. Options are `key=value` with Python literals (and true, false); a bare word is a string.
 
     >>> [str(t) for t in parse("0.8*l2 + 0.2*lpips(net=vgg)")]
     ['0.8*l2', '0.2*lpips(net=vgg)']
@@ -160,7 +160,7 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        return {"true": True, "false": False}.get(text, text)
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
