@@ -488,9 +488,8 @@ def _fit_metrics(
         check_size(small[0], *pairs.store.size(pairs.items[0].sharp), metrics)
     if small:
         largest = next(one.name for one in metrics if one.min_size == least)
-        note(
-            f"{len(small)} evaluation images are smaller than the {least} px that {largest} needs: {', '.join(small[:5])}"
-        )
+        named = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
+        note(f"{len(small)} evaluation images are left out, as {largest} needs {least} px: {named}")
         pairs.items = [item for item in pairs.items if item.name not in small]
     if not metrics:
         raise DataError(
@@ -540,7 +539,7 @@ def _open_folder(recipe: Recipe, out: Path | None) -> Path:
         raise RecipeError(f"--out {out} is not empty and holds no comparison. Name another folder with --out.")
     try:
         atomic_write(out / ".writable", b"")
-        (out / ".writable").unlink()
+        (out / ".writable").unlink(missing_ok=True)
     except PermissionError as error:
         raise RecipeError(
             f"the folder {out} cannot be written to: {error.strerror}. Name another with --out."
