@@ -129,6 +129,16 @@ def test_every_loss_starts_from_the_same_weights_on_the_same_batches(
         assert all(torch.equal(mine, other) for mine, other in zip(seen[0], others, strict=True))
 
 
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    """Whatever was drawn before, as after another loss or in another process."""
+    options = {"width": 4, "levels": 1, "convs": 1}
+    first = initial_model("unet", options, 5).state_dict()
+    torch.rand(3)
+    again, other = (initial_model("unet", options, seed).state_dict() for seed in (5, 6))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["down.0.0.weight"], other["down.0.0.weight"])
+
+
 def test_the_order_of_the_losses_changes_nothing(data: Path, tmp_path: Path) -> None:
     compare(quick_recipe(data, 'losses=["spl-a", "l1"]'), tmp_path / "one")
     compare(quick_recipe(data, 'losses=["l1", "spl-a"]'), tmp_path / "two")
