@@ -81,14 +81,14 @@ DEMO_SETTINGS: tuple[str, ...] = (
     "task=deblur",
     "degradation=box-blur(size=5)",
     f"losses={{{', '.join(f'{json.dumps(name)} = {json.dumps(spec)}' for name, spec in DEMO_LOSSES.items())}}}",
-    "model.name=unet(levels=2, convs=2)",
-    "model.width=12",
-    "training.steps=300",
+    "model.name=unet(levels=1, convs=3)",
+    "model.width=16",
+    "training.steps=500",
     "training.batch_size=4",
     "training.crop=64",
     "training.lr=2e-3",
     "training.log_every=10",
-    "training.checkpoint_every=150",
+    "training.checkpoint_every=250",
 )
 
 # What may change when a run is continued: it does not change what any one loss arrives at.

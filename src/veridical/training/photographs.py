@@ -9,18 +9,19 @@ from torch import Tensor
 from veridical.core.errors import MissingExtra
 from veridical.core.files import read_image
 
-# A held-out photograph is cut to at most this side, around its centre, so that the demo is quick on two
-# cores.
+# A held-out photograph is cut to a square of this side, so that the demo is quick on two cores.
 EVALUATE_PX = 256
 
 
 @dataclass(frozen=True)
 class DemoPhotograph:
-    """One photograph of a wheel. `file` is inside the package; `credit` says whose it is, on what terms."""
+    """One photograph of a wheel. `file` is inside the package; `credit` says whose it is, on what terms; `corner` is
+    the top left corner, in px, of the part that is evaluated: where people look."""
 
     package: str
     file: str
     credit: str
+    corner: tuple[int, int] = (0, 0)
 
 
 _SKIMAGE, _SKLEARN = "skimage", "sklearn"
@@ -38,21 +39,23 @@ TRAIN: dict[str, DemoPhotograph] = {
     "coins": DemoPhotograph(_SKIMAGE, "data/coins.png", "Brooklyn Museum, no known copyright restrictions"),
 }
 EVALUATE: dict[str, DemoPhotograph] = {
-    "astronaut": DemoPhotograph(_SKIMAGE, "data/astronaut.png", "NASA, public domain"),
-    "chelsea": DemoPhotograph(_SKIMAGE, "data/chelsea.png", "Stefan van der Walt, CC0"),
-    "coffee": DemoPhotograph(_SKIMAGE, "data/coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
-    "camera": DemoPhotograph(_SKIMAGE, "data/camera.png", "Lav Varshney, CC0"),
+    "astronaut": DemoPhotograph(_SKIMAGE, "data/astronaut.png", "NASA, public domain", corner=(0, 96)),
+    "chelsea": DemoPhotograph(_SKIMAGE, "data/chelsea.png", "Stefan van der Walt, CC0", corner=(22, 97)),
+    "coffee": DemoPhotograph(
+        _SKIMAGE, "data/coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0", corner=(72, 172)
+    ),
+    "camera": DemoPhotograph(_SKIMAGE, "data/camera.png", "Lav Varshney, CC0", corner=(40, 130)),
 }
 
 
 def demo_photographs() -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
     """The photographs to train on, and those held out, as (name, (3, H, W) in [0, 1]).
 
-    Held-out ones are cut around their centre to at most EVALUATE_PX a side.
+    Held-out ones are cut to EVALUATE_PX a side.
     Errors: MissingExtra when a wheel is not installed or no longer holds a file.
     """
     train = [(name, read_image(_path(each)).pixels) for name, each in TRAIN.items()]
-    evaluate = [(name, _centre(read_image(_path(each)).pixels)) for name, each in EVALUATE.items()]
+    evaluate = [(name, _cut(read_image(_path(each)).pixels, each.corner)) for name, each in EVALUATE.items()]
     return train, evaluate
 
 
@@ -78,7 +81,6 @@ def _path(photograph: DemoPhotograph) -> Path:
     return path
 
 
-def _centre(image: Tensor) -> Tensor:
-    height, width = (min(side, EVALUATE_PX) for side in image.shape[-2:])
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[:, top : top + height, left : left + width].contiguous()
+def _cut(image: Tensor, corner: tuple[int, int]) -> Tensor:
+    top, left = corner
+    return image[:, top : top + EVALUATE_PX, left : left + EVALUATE_PX].contiguous()
