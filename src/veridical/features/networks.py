@@ -140,10 +140,6 @@ class FrozenNetwork(Features):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    def train(self, mode: bool = True) -> "FrozenNetwork":  # noqa: ARG002
-        """Stays in evaluation mode: there is nothing to train."""
-        return super().train(False)
-
     def _layers(self) -> list[Layer]:
         plan = PLANS[self.name]
         return plan[: self.available.index(self.taps[-1]) + 1]

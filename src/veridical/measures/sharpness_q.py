@@ -41,22 +41,18 @@ def sharpness_q(image: Tensor, *, variant: Variant = "singular") -> Tensor:
             (g * h).sum((2, 3, 4))  # (N, P)
             for g, h in ((horizontal, horizontal), (vertical, vertical), (horizontal, vertical))
         )
-        with torch.no_grad():
-            s1, s2 = _strengths(a, b, c, variant)
-            counts = (a + b > 1e-10) & ((s1 - s2) > THRESHOLD[variant] * (s1 + s2))
-        # Where a patch does not count, stand-in numbers take its place, so that no square root sees 0 (a NaN that
-        # `where` masks in the forward pass comes back in the backward pass as 0 * inf).
-        a, b, c = (torch.where(counts, x, stand_in) for x, stand_in in ((a, 1.0), (b, 0.25), (c, 0.0)))
         s1, s2 = _strengths(a, b, c, variant)
+        counts = (a + b > 1e-10) & ((s1 - s2) > THRESHOLD[variant] * (s1 + s2))
         quality = s1 * (s1 - s2) / (s1 + s2)
         return torch.where(counts, quality, 0.0).mean(1)
 
 
 def _strengths(a: Tensor, b: Tensor, c: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
-    """s1, s2 of the 2x2 matrix [[a, c], [c, b]] = GᵀG."""
+    """s1, s2 of the 2x2 matrix [[a, c], [c, b]] = GᵀG. Each root is kept from 0, where its gradient is infinite and
+    would come back as NaN (0 * inf) even from patches that `where` leaves out."""
     spread = torch.sqrt((a - b).square() + 4 * c.square() + 1e-20)
     large = (a + b + spread) / 2
-    small = ((a * b - c.square()) / large.clamp_min(1e-20)).clamp_min(0)  # det / large: no cancellation
+    small = ((a * b - c.square()) / large).clamp_min(0)  # det / large: no cancellation
     if variant == "released":
         return large, small
     return torch.sqrt(large), torch.sqrt(small + 1e-14)
