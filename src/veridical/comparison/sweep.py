@@ -74,7 +74,7 @@ DEMO_LOSSES: dict[str, str] = {
     "spl-a": "spl-a",
     "l1 + 0.01*sharpness-q": "l1 + 0.01*sharpness-q",
     "vgg16": "vgg16",
-    "l1 + 0.01*pdl": "l1 + 0.01*pdl",
+    "l1 + 0.003*pdl": "l1 + 0.003*pdl",
     "0.8*l2 + 0.2*lpips": "0.8*l2 + 0.2*lpips",
 }
 DEMO_SETTINGS: tuple[str, ...] = (

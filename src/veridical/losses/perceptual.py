@@ -100,7 +100,7 @@ def pdl(
     """Projected Distribution Loss: Wasserstein distance of each VGG feature's values, wherever they stand.
 
     Texture of the right kind in place of blur. It does not hold content in its place: use it with a pixel loss, as the
-    paper does, such as "l1 + 0.01*pdl" (the paper tries weights from 0.001 to 0.02). This is the second term of the
+    paper does, such as "l1 + 0.003*pdl" (the paper tries weights from 0.001 to 0.02). This is the second term of the
     paper's equation 5, with the projection Id.
 
     Range:  [0, inf), in feature units.
