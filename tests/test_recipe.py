@@ -92,6 +92,7 @@ def test_overrides_are_toml_values_and_bare_words_are_strings():
         ),
         ("model.chanels=1", r"unknown recipe key 'model\.chanels'\. Did you mean 'channels'\?"),
         ("batch_size=4", r"unknown recipe key 'batch_size'\. Did you mean 'training\.batch_size'\?"),
+        ("step=4", r"unknown recipe key 'step'\. Did you mean 'training.steps'\?"),
         ("training.steps=many", r"training\.steps must be a whole number, but got 'many'"),
         ('training.steps="10"', r"training\.steps must be a whole number, but got '10'"),
         ("training.steps=0", r"training\.steps must be at least 1, but got 0"),

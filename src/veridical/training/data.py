@@ -6,7 +6,7 @@ comparison sees the same crops, flips and noise in the same order, whatever the 
 
 import hashlib
 import signal
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,8 +87,9 @@ def photographs_in(folder: Path) -> list[Photograph]:
     """The images below `folder`, named by their paths inside it: without suffix unless two would then be one."""
     paths = find_images(folder)
     stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    times = Counter(stems)
     return [
-        Photograph(stem if stems.count(stem) == 1 else path.relative_to(folder).as_posix(), path)
+        Photograph(stem if times[stem] == 1 else path.relative_to(folder).as_posix(), path)
         for stem, path in zip(stems, paths, strict=True)
     ]
 

@@ -185,8 +185,10 @@ def _explain(fault: Any) -> str:
 
 
 def _unknown(keys: list[str]) -> str:
+    """What to say of an unknown key: the same in another table is meant before one like it in this table."""
     known = _keys_at(keys[:-1])
-    close = _elsewhere(keys[-1]) or nearest(keys[-1], known)
+    paths = {name: f"{table}.{name}" for table in ("training", "model", "data") for name in _keys_at([table])}
+    close = paths.get(keys[-1]) or nearest(keys[-1], known) or paths.get(nearest(keys[-1], paths) or "")
     hint = f"Did you mean {close!r}? " if close else ""
     return f"unknown recipe key {'.'.join(keys)!r}. {hint}Known here: {', '.join(known)}."
 
@@ -197,14 +199,6 @@ def _keys_at(keys: list[str]) -> list[str]:
     for key in keys:
         at = at.model_fields[key].annotation
     return [f.name for f in fields(at)] if is_dataclass(at) else list(at.model_fields)
-
-
-def _elsewhere(name: str) -> str | None:
-    """The dotted path of a key of this very name in another table: `steps` -> `training.steps`."""
-    for table in ("training", "model", "data"):
-        if name in _keys_at([table]):
-            return f"{table}.{name}"
-    return None
 
 
 def _without_none(value: Any) -> Any:
