@@ -148,7 +148,7 @@ def test_a_full_disk_says_what_is_safe_and_the_same_command_goes_on(
 
     command = _compare(tmp_path, data, "--losses", "l1,l2")
     with monkeypatch.context() as patched:
-        patched.setattr("veridical.comparison.sweep.atomic_write", full)
+        patched.setattr("veridical.comparison.results.atomic_write", full)
         said = _fails(*command, status=1)
     run = tmp_path / "run"
     assert f"error: no space left on {run / 'l2' / 'model.safetensors'}; finished work is in {run}" in said

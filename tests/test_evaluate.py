@@ -55,7 +55,7 @@ def test_pixels_are_rounded_to_the_nearest_of_256_levels() -> None:
 
 def test_the_value_is_that_of_the_clamped_and_rounded_image(tmp_path: Path) -> None:
     """Off by 10.3 levels before rounding, hence by 10 after it: 20 log10(255/10) dB."""
-    metrics, _ = build_metrics(["psnr"], may_drop=False)
+    metrics = build_metrics(["psnr"])
     pair = EvaluationPair("a", torch.full((3, 48, 48), 100 / 255), torch.full((3, 48, 48), 100 / 255))
     ((row,),) = evaluate(_Add(10.3 / 255), [pair], metrics, loss="l1", slugs=SLUGS, images=tmp_path, device=CPU)
     assert row["value"] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
@@ -63,7 +63,7 @@ def test_the_value_is_that_of_the_clamped_and_rounded_image(tmp_path: Path) -> N
 
 
 def test_the_saved_image_is_the_scored_image(tmp_path: Path) -> None:
-    metrics, _ = build_metrics(["psnr", "ssim"], may_drop=False)
+    metrics = build_metrics(["psnr", "ssim"])
     generator = torch.Generator().manual_seed(0)
     sharp = torch.rand(3, 48, 56, generator=generator)
     pair = EvaluationPair("a", sharp + 0.1 * torch.randn(3, 48, 56, generator=generator), sharp)
@@ -97,7 +97,7 @@ def test_a_model_of_the_wrong_size_is_an_error() -> None:
 
 
 def test_the_degraded_image_is_scored_and_saved_beside_the_truth(tmp_path: Path) -> None:
-    metrics, _ = build_metrics(["psnr"], may_drop=False)
+    metrics = build_metrics(["psnr"])
     (row,) = evaluate_input([_pair(110 / 255)], metrics, slugs=SLUGS, images=tmp_path, device=CPU)
     assert row["loss"] == "input"
     assert row["image"] == "sub/grey sky"
@@ -113,38 +113,31 @@ def test_a_smaller_input_is_enlarged_to_stand_beside_the_truth() -> None:
 
 
 def test_luma_and_border_options_are_columns_of_their_own() -> None:
-    metrics, notes = build_metrics(["psnr", "psnr(channel=y, border=4)", "psnr"], may_drop=False)
+    metrics = build_metrics(["psnr", "psnr(channel=y, border=4)", "psnr"])
     assert [one.name for one in metrics] == ["psnr", "psnr(channel=y, border=4)"]
-    assert notes == []
 
 
-def test_a_metric_without_weights_is_left_out_with_a_note_or_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_metric_without_weights_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VERIDICAL_OFFLINE", "1")
     monkeypatch.setenv("VERIDICAL_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    metrics, notes = build_metrics(["psnr", "lpips"], may_drop=True)
-    assert [one.name for one in metrics] == ["psnr"]
-    (note,) = notes
-    assert "the metric lpips was left out" in note
     with pytest.raises(WeightsMissing):
-        build_metrics(["psnr", "lpips"], may_drop=False)
+        build_metrics(["psnr", "lpips"])
 
 
 def test_an_unknown_metric_suggests_the_nearest() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'ssim'"):
-        build_metrics(["sim"], may_drop=True)
+        build_metrics(["sim"])
 
 
 def test_a_sum_of_metrics_is_refused() -> None:
     with pytest.raises(VeridicalError, match="expected one metric"):
-        build_metrics(["psnr + ssim"], may_drop=True)
+        build_metrics(["psnr + ssim"])
 
 
 def test_an_image_too_small_for_a_metric_is_named_with_the_least_size() -> None:
-    metrics, _ = build_metrics(["psnr", "ssim"], may_drop=False)
+    metrics = build_metrics(["psnr", "ssim"])
     with pytest.raises(DataError, match=r"'sub/grey sky' is 9x10 px, but the metric ssim needs at least 11x11"):
         check_size("sub/grey sky", 10, 9, metrics)
 

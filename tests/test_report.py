@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from veridical.comparison import charts, pictures
-from veridical.comparison.report import table, verdict, write_report
+from veridical.comparison.report import read_run, table, verdict, write_report
 from veridical.core.errors import DataError
 
 METRICS = {
@@ -170,7 +170,7 @@ class Page(HTMLParser):
 
 
 def report(run):
-    html = write_report(run).read_text(encoding="utf-8")
+    html = write_report(read_run(run)).read_text(encoding="utf-8")
     return html, Page(html)
 
 
@@ -183,7 +183,7 @@ def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
     assert re.search(r"a margin of 0\.[23]\d\d", first)
     assert "Over the 12 evaluated images this lead is significant against every other loss" in first
     assert "p < 0.001" in first
-    plain = verdict(run)
+    plain = verdict(read_run(run))
     assert plain.startswith("Use pdl. pdl has the highest aggregate score")
     assert "12 evaluated images" in plain
     assert "<" not in plain.replace("p < ", "")
@@ -193,9 +193,9 @@ def test_says_when_the_lead_is_not_significant(tmp_path):
     means = {"input": MEANS["input"], "l1": MEANS["l2"], "l2": MEANS["l2"]}
     run = make_run(tmp_path / "run", means=means)
     _, page = report(run)
-    winner, other = ("l1", "l2") if "Use l1" in verdict(run) else ("l2", "l1")
+    winner, other = ("l1", "l2") if "Use l1" in verdict(read_run(run)) else ("l2", "l1")
     assert f"Use {winner} no significant lead over {other}" in page.text
-    assert re.search(rf"not significant against {other} \(p = [\d.]+\): it could be chance", verdict(run))
+    assert re.search(rf"not significant against {other} \(p = [\d.]+\): it could be chance", verdict(read_run(run)))
 
 
 def test_one_image_cannot_be_tested(tmp_path):
@@ -211,7 +211,7 @@ def test_one_image_cannot_be_tested(tmp_path):
 def test_one_loss_is_nothing_to_choose_between(tmp_path):
     run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "pdl")})
     report(run)
-    assert "pdl is the only loss with a result" in verdict(run)
+    assert verdict(read_run(run)).startswith("pdl is the only loss with a result")
 
 
 def test_table_starts_with_the_input_and_falls_by_score(tmp_path):
@@ -320,9 +320,9 @@ def test_hostile_names_are_escaped(tmp_path):
         attributes.get("src") for tag, attributes in page.tags if tag == "img" and attributes.get("src") == "x"
     ] == []
     console = Console(file=io.StringIO(), width=200)
-    console.print(table(run))
+    console.print(table(read_run(run)))
     assert "[red]x" in console.file.getvalue()
-    assert evil in verdict(run)
+    assert evil in verdict(read_run(run))
 
 
 def test_crops_are_lossless(tmp_path):
@@ -337,7 +337,7 @@ def test_crops_are_lossless(tmp_path):
 def test_page_stays_under_its_size_and_says_what_it_left_out(tmp_path):
     # Noise does not compress: 6 pictures of 700 × 500 for each of 6 images are 38 MB.
     run = make_run(tmp_path / "run", images=6, size=(700, 500))
-    path = write_report(run)
+    path = write_report(read_run(run))
     assert path.stat().st_size < 15e6
     page = Page(path.read_text(encoding="utf-8"))
     assert re.search(r"\d of 6 test images, spread evenly|Full frames of \d, crops of the rest", page.text)
@@ -362,16 +362,16 @@ def test_provenance_tells_how_to_repeat_the_run(tmp_path):
         "abc123",
     ):
         assert fact in tail
-    assert "veridical compare run/recipe.toml" in tail
+    assert f"veridical compare {tmp_path / 'run' / 'recipe.toml'} --out again" in tail
 
 
 def test_report_is_the_same_from_csv_and_keeps_numeric_names_as_text(tmp_path):
     run = make_run(tmp_path / "run", names=["001", "002", "003"])
-    expected = verdict(run)
+    expected = verdict(read_run(run))
     rows = pl.read_parquet(run / "rows.parquet")
     rows.write_csv(run / "rows.csv")
     (run / "rows.parquet").unlink()
-    assert verdict(run) == expected
+    assert verdict(read_run(run)) == expected
     _, page = report(run)
     assert "002" in page.text
 
@@ -385,10 +385,20 @@ def test_missing_curves_and_images_are_said_not_fatal(tmp_path):
     assert "This run has no images" in page.text
 
 
+def test_a_run_without_a_drawable_curve_says_why(tmp_path):
+    """Every total begins at zero or below, where a logarithm has no place."""
+    run = make_run(tmp_path / "run")
+    for path in run.glob("loss-*/training.csv"):
+        path.write_text("step,total\n10,-0.5\n20,-0.6\n")
+    _, page = report(run)
+    assert "Not drawn: l2: its first total is not positive" in page.text
+    assert "each curve is divided by" not in page.text
+
+
 def test_terminal_table_has_every_loss_and_mark(tmp_path):
     run = make_run(tmp_path / "run", failed=["contextual"])
     console = Console(file=io.StringIO(), width=140)
-    console.print(table(run))
+    console.print(table(read_run(run)))
     text = console.file.getvalue()
     for word in (*MEANS, "degraded input", "PSNR dB ↑", "LPIPS ↓", "†", "contextual failed"):
         assert word in text or word == "input"
@@ -431,14 +441,14 @@ def test_an_unusable_folder_says_what_was_expected(tmp_path, harm, says):
     run = make_run(tmp_path / "run", images=1)
     harm(run)
     with pytest.raises(DataError, match=re.escape(says)):
-        write_report(run)
+        write_report(read_run(run))
 
 
 def test_the_page_works_in_a_browser(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs chromium to run the page's script")
-    path = write_report(make_run(tmp_path / "run", images=2))
+    path = write_report(read_run(make_run(tmp_path / "run", images=2)))
     flags = [
         "--headless",
         "--no-sandbox",

@@ -369,3 +369,92 @@ def test_the_demo_compares_the_promised_losses() -> None:
     assert recipe.training.steps == 7
     assert recipe.losses == DEMO_LOSSES
     assert {"l2", "l1", "spl-a", "vgg16", "0.8*l2 + 0.2*lpips"} <= set(DEMO_LOSSES.values())
+
+
+# ---- to continue and to repeat ----
+
+
+def test_the_recipe_in_the_folder_continues_a_run_whose_default_metrics_gave_way(data: Path, tmp_path: Path) -> None:
+    """Images of several sizes, some too small for ms-ssim: the resolved recipe must not ask for it after all."""
+    images = write_photographs(tmp_path / "test", 2, height=170, width=180)
+    write_photographs(images / "small", 1, seed=9)
+    plain = [setting for setting in QUICK if not setting.startswith("metrics")]
+    recipe = load_recipe(None, [*plain, f"data.train={data}", f"data.evaluate={images}", 'losses=["l1"]'])
+    run = compare(recipe, tmp_path / "run")
+    assert len(_about(run)["images"]) == 3
+    heard = _Heard()
+    compare(load_recipe(run / "recipe.toml"), run, heard)
+    assert heard.ends == [("l1", "kept")]
+
+
+def test_images_that_a_new_metric_leaves_out_are_no_other_photographs(data: Path, tmp_path: Path) -> None:
+    images = write_photographs(tmp_path / "test", 2, height=170, width=180)
+    write_photographs(images / "small", 1, seed=9)
+    recipe = [f"data.evaluate={images}", 'losses=["l1"]']
+    compare(quick_recipe(data, *recipe), tmp_path / "run")
+    heard = _Heard()
+    run = compare(quick_recipe(data, *recipe, 'metrics=["ms-ssim"]'), tmp_path / "run", heard)
+    assert heard.starts == []  # nothing is trained again
+    assert heard.notes == ["1 evaluation images are left out, as ms-ssim needs 161 px: small/photo0"]
+    assert len(_about(run)["images"]) == 2
+    assert pl.read_parquet(run / "rows.parquet").height == 2 * 2
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_the_recipe_in_the_folder_repeats_a_demo_whose_weights_were_missing(data: Path, tmp_path: Path) -> None:
+    run = compare(quick_recipe(data, 'losses=["l1", "vgg16"]'), tmp_path / "run", leave_out=True)
+    again = compare(load_recipe(run / "recipe.toml"), tmp_path / "again")
+    assert pl.read_parquet(again / "rows.parquet").equals(pl.read_parquet(run / "rows.parquet"))
+
+
+def test_the_report_is_told_what_repeats_the_run(data: Path, tmp_path: Path) -> None:
+    run = compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "a run")
+    assert _about(run)["command"] == f"veridical compare '{run / 'recipe.toml'}'"
+    assert sweep._command(demo_recipe(["out=x"]), run) == "veridical compare --demo"
+    assert "recipe.toml" in sweep._command(demo_recipe(["training.steps=7"]), run)
+
+
+def test_a_recipe_without_photographs_says_that_the_demos_are_used(tmp_path: Path) -> None:
+    heard = _Heard()
+    compare(load_recipe(None, [*QUICK, 'losses=["l1"]']), tmp_path / "run", heard)
+    assert any("names no photographs" in note and "the demo's are used" in note for note in heard.notes)
+
+
+def test_a_loss_of_ones_own_is_trained_again_only_elsewhere_when_its_file_changes(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "my_file.py"
+    code = (
+        "from veridical.losses import Loss\n\n\n"
+        "class MyLoss(Loss):\n"
+        "    def compare(self, prediction, data):\n"
+        "        return SCALE * (prediction - data).flatten(1).abs().mean(1)\n"
+    )
+    own.write_text(code.replace("SCALE", "2"))
+    recipe = quick_recipe(data, f'losses=["{own}:MyLoss"]')
+    run = compare(recipe, tmp_path / "run")
+    (about,) = _about(run)["losses"]
+    assert about["slug"].endswith("my-file-py-myloss")
+    own.write_text(code.replace("SCALE", "3"))
+    with pytest.raises(RecipeError, match="trained in another way: file of the loss was"):
+        compare(recipe, tmp_path / "run")
+
+
+def test_a_loss_that_met_a_full_device_is_tried_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike one that diverged: another program may have held the memory."""
+    real = sweep.train
+
+    def full(model: Any, loss: Any, *rest: Any, **more: Any) -> Any:
+        if loss.label == "l2":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, loss, *rest, **more)
+
+    recipe = quick_recipe(data, 'losses=["l2", "l1"]')
+    first, second = _Heard(), _Heard()
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "train", full)
+        run = compare(recipe, tmp_path / "run", first)
+    assert first.ends == [("l2", "failed"), ("l1", "done")]
+    assert "too little memory" in _about(run)["losses"][0]["error"]
+    compare(recipe, tmp_path / "run", second)
+    assert second.ends == [("l2", "done"), ("l1", "kept")]

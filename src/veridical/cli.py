@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from veridical import __version__
 from veridical.core import catalog
@@ -25,9 +25,6 @@ except ImportError as error:
     raise SystemExit(
         f'error: the command needs {error.name!r}. Install it with: pip install "veridical[compare]"'
     ) from error
-
-if TYPE_CHECKING:
-    from veridical.training.recipe import Recipe
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -391,6 +388,7 @@ def compare_losses(
     ] = False,
 ) -> None:
     """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
+    from veridical.comparison.folder import choose_folder
     from veridical.comparison.progress import display
     from veridical.comparison.sweep import compare, demo_recipe
     from veridical.training.recipe import load_recipe
@@ -422,21 +420,14 @@ def compare_losses(
         raise VeridicalError(
             "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, --demo."
         )
-    folder = _folder(chosen, out)
+    folder = choose_folder(chosen, out)
+    # Told here, so that whoever stops the command hears where the work is.
+    _safe.where = folder
+    if out is None and chosen.out is None:
+        _safe.again = f"run the same command again with --out {folder} to continue"
     with display() as observer:
         compare(chosen, folder, observer, leave_out=demo)
     _print_result(folder)
-
-
-def _folder(recipe: "Recipe", out: Path | None) -> Path:
-    """The run folder; chosen here, so that whoever stops the command can be told where the work is."""
-    from veridical.comparison.sweep import default_folder
-
-    folder = out or (Path(recipe.out) if recipe.out is not None else default_folder(recipe))
-    _safe.where = folder
-    if out is None and recipe.out is None:
-        _safe.again = f"run the same command again with --out {folder} to continue"
-    return folder
 
 
 def _toml(value: object) -> str:
@@ -450,12 +441,13 @@ def _print_result(run: Path) -> None:
     """The table, the verdict and where the report is: what a comparison is for."""
     from veridical.comparison import report
 
-    path = report.write_report(run)
+    read = report.read_run(run)
+    path = report.write_report(read)
     console = _console()
     console.print()
-    console.print(report.table(run))
+    console.print(report.table(read))
     console.print()
-    print(report.verdict(run))
+    print(report.verdict(read))
     print(f"report: {path}")
 
 
@@ -515,7 +507,7 @@ def score_images(
     ] = None,
     metrics: Annotated[str, typer.Option(help="Separated by commas.")] = "psnr,ssim,ms-ssim,lpips,sharpness-q",
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the value of every image here, too.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
 ) -> None:
     """Score images on disk against their references."""
     import polars as pl

@@ -222,7 +222,7 @@ def relative(steps: np.ndarray, totals: np.ndarray, points: int = 80) -> tuple[n
     Values that are not positive have no place on a logarithmic axis and are dropped; None when the first is
     not positive or fewer than two points are left.
     """
-    if not len(totals) or not totals[0] > 0:
+    if not len(totals) or not 0 < totals[0] < math.inf:
         return None
     good = np.isfinite(totals) & (totals > 0)
     steps, values = steps[good], totals[good] / totals[0]
@@ -240,7 +240,8 @@ def relative(steps: np.ndarray, totals: np.ndarray, points: int = 80) -> tuple[n
 def curves(
     lines: Sequence[tuple[str, int, np.ndarray, np.ndarray]], *, width: int, height: int, labels: bool
 ) -> Curves:
-    """Curves on a logarithmic axis. lines: (name, series, steps, positive values). labels: name each end."""
+    """Curves on a logarithmic axis. lines: one or more (name, series, steps, positive values). labels: name each
+    end."""
     room = max(len(name) for name, *_ in lines) * _CHARACTER_PX + 20 if labels else 14.0
     left, right, top, bottom = 52.0, width - min(room, 0.34 * width), 14.0, height - 46.0
     low = min(float(v.min()) for *_, v in lines) / 1.1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from veridical.comparison.restore import restore_tiled
 from veridical.comparison.statistics import INPUT
 from veridical.core.colour import as_rgb
-from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError, WeightsMissing
+from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError
 from veridical.core.files import atomic_write, write_image
 from veridical.metrics import Metric, metric
 from veridical.training.data import EvaluationPair
@@ -23,34 +23,22 @@ _WHOLE_PX = 4_000_000
 Row = dict[str, str | float]
 
 
-def build_metrics(specs: Sequence[str], *, may_drop: bool) -> tuple[list[Metric], list[str]]:
-    """The metrics of specs such as 'psnr(channel=y, border=4)', and a note for each that had to be left out.
+def build_metrics(specs: Sequence[str]) -> list[Metric]:
+    """The metrics of specs such as 'psnr(channel=y, border=4)'; one that is named twice comes once.
 
-    Args:   may_drop: a metric whose weights cannot be had is left out with a note; otherwise that is an error.
-    Errors: VeridicalError for an unknown name or option, or a sum of metrics.
+    Errors: VeridicalError for an unknown name or option, or a sum of metrics; WeightsMissing.
     """
     metrics: list[Metric] = []
-    notes: list[str] = []
     for spec in specs:
         try:
             made = metric(spec).eval()
-        except WeightsMissing as error:
-            if not may_drop:
-                raise
-            notes.append(f"the metric {spec} was left out: {first_line(error)}")
-            continue
+        except VeridicalError:
+            raise
         except (TypeError, ValueError) as error:
-            if isinstance(error, VeridicalError):
-                raise
             raise VeridicalError(f"the metric {spec!r} cannot be made: {error}") from error
         if made.name not in [other.name for other in metrics]:
             metrics.append(made)
-    return metrics, notes
-
-
-def first_line(error: Exception) -> str:
-    """An error's message without what follows its first line."""
-    return str(error).strip().splitlines()[0]
+    return metrics
 
 
 def check_size(name: str, height: int, width: int, metrics: Sequence[Metric]) -> None:

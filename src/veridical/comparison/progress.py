@@ -10,7 +10,7 @@ import rich.progress
 import rich.table
 import rich.text
 
-from veridical.comparison.sweep import Observer
+from veridical.comparison.observer import Observer
 
 
 class Lines(Observer):

@@ -82,32 +82,22 @@ class Run:
         return len(self.analysis.values.images)
 
 
-def write_report(run: Path) -> Path:
-    """Write run/report.html and return its path.
-
-    Errors: DataError when the folder is not a run, a file is missing or unreadable, or it holds no values.
-    """
-    return _write(read_run(run))
-
-
-def verdict(run: Path) -> str:
+def verdict(run: Run) -> str:
     """Which loss won, by how much, and whether that could be chance: a few plain sentences."""
-    read = read_run(run)
-    return f"Use {read.analysis.winner}. {_lead(read.analysis, str)}"
+    lead = _lead(run.analysis, str)
+    return lead if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {lead}"
 
 
-def table(run: Path) -> Table:
+def table(run: Run) -> Table:
     """Losses × metrics for the terminal: best value bold, metrics that a loss optimised with a dagger."""
-    read = read_run(run)
-    analysis = read.analysis
-    title = Text(f"{_title(read)}: mean over {_count(read.images, 'image')}")
+    title = Text(f"{_title(run)}: mean over {_count(run.images, 'image')}")
     shown = Table(title=title, title_justify="left", caption_justify="left")
     shown.add_column("loss", overflow="fold", min_width=10)
     shown.add_column("score ↑", justify="right")
-    for column in analysis.values.columns:
+    for column in run.analysis.values.columns:
         shown.add_column(Text(_heading(column)), justify="right", min_width=6)
     shown.add_column("s/step", justify="right")
-    rows = _rows(read)
+    rows = _rows(run)
     for row in rows:
         cells: list[Text | str] = [Text(row["name"], style="dim" if row["entry"] is None else ""), _cell(row["score"])]
         cells += [_cell(cell) for cell in row["cells"]]
@@ -115,7 +105,7 @@ def table(run: Path) -> Table:
     notes = ["bold: best of the losses"]
     if any(cell["optimised"] for row in rows for cell in row["cells"]):
         notes.append(f"{DAGGER} the loss was trained on this metric")
-    notes += [f"{name} failed: {_short(reason)}" for name, reason in read.failed]
+    notes += [f"{name} failed: {_short(reason)}" for name, reason in run.failed]
     shown.caption = Text("\n".join(notes))  # as Text: a name in brackets is no markup
     return shown
 
@@ -126,7 +116,10 @@ def _cell(cell: dict[str, Any]) -> str:
 
 
 def read_run(run: Path) -> Run:
-    """Read and analyse a run folder."""
+    """Read and analyse a run folder.
+
+    Errors: DataError when the folder is not a run, a file is missing or unreadable, or it holds no values.
+    """
     if not run.is_dir():
         raise DataError(f"there is no run folder {run}. {_EXPECTED}.")
     about = _json(run / "comparison.json")
@@ -427,8 +420,9 @@ def _training(run: Run) -> dict[str, Any]:
             missing.append(f"{entry.name}: its first total is not positive, or too few steps were logged.")
         else:
             lines.append((_clip(entry.name), entry.series, *curve))
-    drawn = [charts.curves(lines, width=w, height=h, labels=w > 500) for w, h in ((760, 380), (350, 300))]
-    return {"charts": drawn if lines else [], "missing": missing}
+    sizes = ((760, 380), (350, 300)) if lines else ()
+    drawn = [charts.curves(lines, width=w, height=h, labels=w > 500) for w, h in sizes]
+    return {"charts": drawn, "missing": missing}
 
 
 def _significance(run: Run) -> list[dict[str, Any]]:
@@ -584,7 +578,11 @@ def _hashes(run: Run) -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
-def _write(run: Run) -> Path:
+def write_report(run: Run) -> Path:
+    """Write report.html into the run's folder and return its path.
+
+    Errors: DataError when an image of the run cannot be read.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -636,6 +634,7 @@ def _write(run: Run) -> Path:
         winner_folder=run.entry(analysis.winner).slug,
         provenance=_provenance(run),
         hashes=_hashes(run),
+        command=run.about.get("command") or f"veridical compare {run.folder / 'recipe.toml'}",
         few=FEW_IMAGES,
         dagger=DAGGER,
         count=_count,

@@ -15,6 +15,7 @@ from veridical.core.colour import luma
 from veridical.core.errors import DataError
 from veridical.core.files import ImageFile, find_images, read_image, write_image
 from veridical.models import MODELS
+from veridical.training.device import choose_device
 
 TILE_PX = 512
 OVERLAP_PX = 64
@@ -170,7 +171,7 @@ def restore(
     """
     model, about = load_model(run)
     jobs = _jobs(inputs, out, overwrite=overwrite)
-    target = torch.device(choose_device(device))
+    target = choose_device(device)
     model.to(target)
     channels = int(about["model"]["options"].get("channels", 3))
     written: list[Path] = []
@@ -239,12 +240,3 @@ def _jobs(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> list[tuple[P
             f"{', ...' if len(existing) > 3 else ''}). Name another output folder, or pass --overwrite."
         )
     return [(source, destination) for destination, source in jobs.items()]
-
-
-def choose_device(name: str) -> str:
-    """What "auto" means on this machine: cuda, else mps, else cpu. Another name stays."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

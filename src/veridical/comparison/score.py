@@ -10,6 +10,7 @@ from veridical.comparison.evaluate import build_metrics, score_image
 from veridical.core.errors import DataError
 from veridical.core.files import find_images, read_image
 from veridical.metrics import Metric
+from veridical.training.device import choose_device
 
 
 def score(
@@ -28,13 +29,13 @@ def score(
     Errors:  DataError when a path is missing, images have no partner, or two partners differ in size;
              WeightsMissing when a metric's weights cannot be had.
     """
-    built, _ = build_metrics(metrics, may_drop=False)
+    built = build_metrics(metrics)
     if reference is None:
         needing = [one.name for one in built if one.reference]
         if needing:
             raise DataError(f"{', '.join(needing)} compare with a reference: name the reference file or folder, too.")
     pairs = _pairs(out, reference)
-    target_device = torch.device(device)
+    target_device = choose_device(device)
     rows: list[dict[str, str | float]] = []
     for number, (name, ours, theirs) in enumerate(pairs, start=1):
         for metric, value in _score_pair(ours, theirs, built, target_device):

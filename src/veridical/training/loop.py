@@ -28,6 +28,7 @@ from veridical.core.errors import NonFiniteLoss, RecipeError
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import batches
+from veridical.training.device import choose_device
 from veridical.training.rows import TrainingRows
 from veridical.training.settings import Settings
 
@@ -215,7 +216,7 @@ def train(
             if due or interrupt.is_set():
                 save(step)
             if interrupt.is_set():
-                watcher.note(f"stopped after step {step}; the same command goes on from there.")
+                watcher.note(f"stopped after step {step}, which is saved.")
                 raise KeyboardInterrupt
         if average:
             average.into(model)
@@ -238,11 +239,7 @@ class _PlainFabric:
                 "training on several devices, or in 16-mixed, needs Lightning Fabric. "
                 'Install it with: pip install "veridical[compare]", or use devices = 1 and bf16-mixed.'
             )
-        name = settings.device
-        if name == "auto":
-            has_mps = torch.backends.mps.is_available()
-            name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-        self.device = torch.device(name)
+        self.device = choose_device(settings.device)
         self._mixed = settings.precision == "bf16-mixed"
 
     def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -261,7 +258,7 @@ def _fabric(settings: Settings) -> Any:
     except ImportError:
         return _PlainFabric(settings)
     fabric = Fabric(
-        accelerator=settings.device,
+        accelerator=choose_device(settings.device, count=settings.devices).type,
         devices=settings.devices,
         precision=settings.precision,  # type: ignore[arg-type] # checked by Settings
         strategy="ddp" if settings.devices > 1 else "auto",

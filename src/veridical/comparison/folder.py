@@ -1,0 +1,118 @@
+"""The run folder: which one, whether it may be written to, and what stands where in it."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from veridical.comparison.statistics import INPUT
+from veridical.core.errors import RecipeError
+from veridical.core.files import atomic_write
+from veridical.training.recipe import Recipe, load_recipe
+
+# What may change when a run is continued: it does not change what any one loss arrives at.
+_MAY_CHANGE = {
+    "out",
+    "metrics",
+    "training.device",
+    "training.devices",
+    "training.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+}
+_RESERVED = (INPUT, "truth", "images")
+
+
+def choose_folder(recipe: Recipe, out: Path | None = None) -> Path:
+    """`out`, else the recipe's, else runs/<task>-<time>."""
+    if out is not None:
+        return out
+    if recipe.out is not None:
+        return Path(recipe.out)
+    if recipe.training.devices > 1:
+        raise RecipeError("training on several devices needs --out: every process must know the folder.")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time, for a reader
+    return Path("runs") / f"{recipe.task}-{stamp}"
+
+
+def open_folder(recipe: Recipe, folder: Path) -> None:
+    """Make the run folder if it is missing.
+
+    Errors: RecipeError when it cannot be written to, or holds another run or anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"--out {folder} is a file. Name a folder, which is made if it does not exist.")
+    if (folder / "recipe.toml").is_file():
+        _same_run(recipe, load_recipe(folder / "recipe.toml"), folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RecipeError(f"--out {folder} is not empty and holds no comparison. Name another folder with --out.")
+    try:
+        atomic_write(folder / ".writable", b"")
+        (folder / ".writable").unlink(missing_ok=True)
+    except PermissionError as error:
+        raise RecipeError(
+            f"the folder {folder} cannot be written to: {error.strerror}. Name another with --out."
+        ) from error
+
+
+def _same_run(now: Recipe, before: Recipe, folder: Path) -> None:
+    """Raise RecipeError naming what differs, unless `now` continues `before`. Losses may be added."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    added = {f"losses.{name}" for name in now.losses if name not in before.losses}
+    differing = [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if key not in _MAY_CHANGE and key not in added and old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise RecipeError(
+            f"{folder} holds another comparison: {'; '.join(differing)}. Name another folder with --out, or give the "
+            f"same recipe to continue that one: veridical compare {folder / 'recipe.toml'} --out {folder}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def slugs(names: Iterable[str], kept: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A distinct folder name for each; a name in `kept` has one already, which nobody else may take.
+
+    >>> slugs(["0.8*l2 + 0.2*l1", "0.8 l2 0.2 l1", "input"])
+    {'0.8*l2 + 0.2*l1': '0-8-l2-0-2-l1', '0.8 l2 0.2 l1': '0-8-l2-0-2-l1-2', 'input': 'input-2'}
+    """
+    kept = kept or {}
+    taken = {*_RESERVED, *kept.values()}
+    found = {}
+    for name in names:
+        if name in kept:
+            found[name] = kept[name]
+            continue
+        stem = (
+            re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:].strip("-") or "x"
+        )  # of a path, the end says most
+        slug, number = stem, 2
+        while slug in taken:
+            slug, number = f"{stem}-{number}", number + 1
+        taken.add(slug)
+        found[name] = slug
+    return found
+
+
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write a file of JSON whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an empty one when the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,26 @@
+"""What a comparison tells whoever watches it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from veridical.training.loop import Silent
+
+
+class Observer(Silent):
+    """Hears what a comparison does, beside what each training tells; a subclass shows it. Each method may be left as
+    it is. A note is something that the user should know: a loss left out, photographs skipped."""
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        """Progress of something before or between the trainings; it ends with done == total."""
+
+    def fetching(self, name: str, done: int, total: int | None) -> None:
+        """Progress of a download, in bytes."""
+
+    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
+        """All checks have passed."""
+
+    def loss_begins(self, name: str) -> None:
+        """The training of one loss begins, or goes on."""
+
+    def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
+        """One loss is trained and evaluated ("done"), was so already ("kept"), or has failed ("failed")."""

@@ -1,0 +1,319 @@
+"""Every check of a comparison, before its first training step."""
+
+import datetime
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from veridical import __version__
+from veridical.comparison.evaluate import Row, build_metrics, check_size
+from veridical.comparison.folder import open_folder, read_json, slugs
+from veridical.comparison.observer import Observer
+from veridical.comparison.sources import Sources, gather
+from veridical.comparison.statistics import INPUT
+from veridical.core import catalog
+from veridical.core.errors import DataError, RecipeError, VeridicalError, WeightsMissing
+from veridical.core.files import atomic_write
+from veridical.degradations import TASKS, degradation
+from veridical.features import weights
+from veridical.losses import Loss, loss, needs
+from veridical.metrics import Metric
+from veridical.metrics import needs as metric_needs
+from veridical.models import MODELS
+from veridical.training.data import EvaluationPairs, Samples
+from veridical.training.device import choose_device
+from veridical.training.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass
+class Contender:
+    """One loss of the comparison and what became of it: "waiting", "trained", "done" or "failed".
+
+    rows: of its evaluation. file_hash: of the file that a loss of one's own comes from, else "".
+    """
+
+    name: str
+    slug: str
+    spec: str
+    loss: Loss
+    file_hash: str = ""
+    status: str = "waiting"
+    seconds: float = 0.0
+    seconds_per_step: float | None = None
+    error: str | None = None
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison that has passed every check and may begin.
+
+    recipe:  with the losses and metrics that are left. device: where images are evaluated.
+    slugs:   of the evaluation images, by name; sizes: (H, W).
+    """
+
+    recipe: Recipe
+    folder: Path
+    created: str
+    device: torch.device
+    model_name: str
+    model_options: dict[str, Any]
+    parameters: int
+    contenders: list[Contender]
+    metrics: list[Metric]
+    sources: Sources
+    slugs: dict[str, str]
+    sizes: dict[str, tuple[int, int]]
+    notes: list[str]
+
+    @property
+    def samples(self) -> Samples:
+        return self.sources.samples
+
+    @property
+    def pairs(self) -> EvaluationPairs:
+        return self.sources.pairs
+
+    def initial_model(self) -> nn.Module:
+        """The model that every loss begins with."""
+        return initial_model(self.model_name, self.model_options, self.recipe.training.seed)
+
+
+def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool) -> Plan:
+    """Look for whatever can be wrong, then write recipe.toml into the folder.
+
+    Args:   leave_out: leave out losses whose weights cannot be had, with a note; otherwise that is an error.
+    Errors: VeridicalError for whatever is wrong with names, options, files, sizes, weights or the device.
+    """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        observer.note(text)
+
+    settings = recipe.training
+    device = choose_device(settings.device, count=settings.devices)
+    task = catalog.lookup(TASKS, recipe.task, "task")
+    damage = degradation(recipe.degradation or task.degradation)
+    model_name, model_options, model = _build_model(recipe, task.model)
+    for spec in recipe.losses.values():
+        needs(spec)  # finds unknown names before anything is fetched
+    missing = _fetch(recipe, observer)
+    before = read_json(folder / "comparison.json")
+    contenders = _build_losses(recipe, missing, note, leave_out=leave_out)
+    own_slugs = slugs(recipe.losses, {str(each["name"]): str(each["slug"]) for each in before.get("losses", [])})
+    for contender in contenders:
+        contender.slug = own_slugs[contender.name]
+    chosen = "metrics" in recipe.model_fields_set
+    metrics = _build_metrics(recipe, missing, note, may_drop=not chosen)
+    if not (recipe.data.train or recipe.data.pairs) and not leave_out:
+        note("the recipe names no photographs (data.train or data.pairs), so the demo's are used")
+    sources = gather(recipe, damage, observer, note)
+    metrics = _fit_metrics(sources.pairs, metrics, note, chosen=chosen)
+    _try_out(model, contenders, sources.samples)
+    open_folder(recipe, folder)
+    if before.get("dataset", {}).get("digest", sources.digest) != sources.digest:
+        raise RecipeError(
+            f"{folder} holds a comparison on other photographs: some were added, removed or changed since. "
+            "Name another folder with --out."
+        )
+    if settings.batch_size == 1 and any("BatchNorm" in type(part).__name__ for part in model.modules()):
+        note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
+    resolved = recipe.model_copy(
+        update={
+            "losses": {contender.name: contender.spec for contender in contenders},
+            "metrics": tuple(one.name for one in metrics),
+        }
+    )
+    atomic_write(folder / "recipe.toml", (_provenance(contenders) + resolved.to_toml()).encode())
+    sizes = {item.name: sources.pairs.store.size(item.sharp) for item in sources.pairs.items}
+    return Plan(
+        recipe=resolved,
+        folder=folder,
+        created=str(before.get("created") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
+        device=device,
+        model_name=model_name,
+        model_options=model_options,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        contenders=contenders,
+        metrics=metrics,
+        sources=sources,
+        slugs=slugs(sizes),
+        sizes=sizes,
+        notes=notes,
+    )
+
+
+def _provenance(contenders: Sequence[Contender]) -> str:
+    """What a recipe alone does not fix, as comments at its top."""
+    hashes = {name: value for contender in contenders for name, value in contender.loss.weight_hashes.items()}
+    lines = [f"# veridical {__version__}, torch {torch.__version__}"]
+    lines += [f"# weights of {name}: sha256 {value}" for name, value in sorted(hashes.items())]
+    return "\n".join(lines) + "\n"
+
+
+# ---- the model ----
+
+
+def _build_model(recipe: Recipe, default: str) -> tuple[str, dict[str, Any], nn.Module]:
+    """Name, options, and the model of the recipe with its initial weights: the same for every loss."""
+    spec = recipe.model.name or default
+    terms = catalog.parse(spec, "model")
+    if len(terms) != 1 or terms[0].weight != 1:
+        raise RecipeError(f"the model {spec!r} is a sum. Expected one name with its options, such as 'unet(levels=3)'.")
+    name, options = terms[0].name, dict(terms[0].options)
+    options["channels"] = recipe.model.channels
+    if recipe.model.width is not None:
+        options["width"] = recipe.model.width
+    model = initial_model(name, options, recipe.training.seed)
+    # With every default, so that the weights find their model again when a default changes.
+    defaults = {key: parameter.default for key, parameter in catalog.options_of(MODELS[name]).items()}
+    return name, {**defaults, **options}, model
+
+
+def initial_model(name: str, options: Mapping[str, Any], seed: int) -> nn.Module:
+    """A model whose initial weights are a function of (name, options, seed), whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _making(
+            f"model {name!r}",
+            lambda: catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}"),
+        )
+
+
+def _making(what: str, make: Callable[[], T]) -> T:
+    """make(), with an impossible option reported as the user's error and not as ours."""
+    try:
+        return make()
+    except VeridicalError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise VeridicalError(f"the {what} cannot be made: {error}") from error
+
+
+# ---- losses and metrics, and the weights that they need ----
+
+
+def _fetch(recipe: Recipe, observer: Observer) -> dict[str, str]:
+    """Try for every pretrained network that is needed, once. -> name -> why it cannot be had."""
+    names = [name for spec in recipe.losses.values() for name in needs(spec)]
+    names += [name for spec in recipe.metrics for name in metric_needs(spec)]
+    missing = {}
+    for name in dict.fromkeys(names):
+        if weights.available(name) is None:
+            try:
+                weights.fetch(name, progress=observer.fetching)
+            except WeightsMissing as error:
+                missing[name] = str(error)
+    return missing
+
+
+def _build_losses(
+    recipe: Recipe, missing: Mapping[str, str], note: Callable[[str], None], *, leave_out: bool
+) -> list[Contender]:
+    """Every loss, built and fit for the crop; without a slug yet."""
+    absent = {name: [n for n in needs(spec) if n in missing] for name, spec in recipe.losses.items()}
+    lacking = {name: networks for name, networks in absent.items() if networks}
+    if lacking and not leave_out:
+        named = ", ".join(f"{name} ({', '.join(networks)})" for name, networks in lacking.items())
+        reasons = "\n".join(dict.fromkeys(missing[n] for networks in lacking.values() for n in networks))
+        raise WeightsMissing(f"these losses need weights that cannot be had: {named}. Leave them out, or:\n{reasons}")
+    for network in dict.fromkeys(n for networks in lacking.values() for n in networks):
+        out = ", ".join(name for name, networks in lacking.items() if network in networks)
+        note(f"the {network} weights could not be had (try: veridical weights fetch {network}); left out: {out}")
+    contenders: list[Contender] = []
+    crop = recipe.training.crop
+    for name, spec in recipe.losses.items():
+        if name == INPUT:
+            raise RecipeError(f"a loss cannot be named {INPUT!r}: that is the degraded image's own row.")
+        if name in lacking:
+            continue
+        built = _making(f"loss {spec!r}", lambda spec=spec: loss(spec))  # type: ignore[misc]
+        if built.min_size > crop:
+            raise RecipeError(
+                f"the loss {name!r} needs images of at least {built.min_size}x{built.min_size} px, but the training "
+                f"crop is {crop}. Set --crop {built.min_size} or more, or choose another loss."
+            )
+        contenders.append(Contender(name, "", spec, built, _file_hash(spec)))
+    if not contenders:
+        raise WeightsMissing("none of the losses is left to compare:\n" + "\n".join(missing.values()))
+    return contenders
+
+
+def _file_hash(spec: str) -> str:
+    """The hash of the file of a loss such as "my_file.py:MyLoss": its name stays when what it computes changes."""
+    path = Path(spec.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else ""
+
+
+def _build_metrics(
+    recipe: Recipe, missing: Mapping[str, str], note: Callable[[str], None], *, may_drop: bool
+) -> list[Metric]:
+    """The metrics whose weights are here. One that was asked for and cannot be had is an error."""
+    specs = []
+    for spec in recipe.metrics:
+        lacking = [name for name in metric_needs(spec) if name in missing]
+        if not lacking:
+            specs.append(spec)
+        elif may_drop:
+            note(
+                f"the metric {spec} was left out: the {lacking[0]} weights could not be had "
+                f"(try: veridical weights fetch {lacking[0]})"
+            )
+        else:
+            raise WeightsMissing(f"the metric {spec!r} cannot be computed: {missing[lacking[0]]}")
+    return build_metrics(specs)
+
+
+def _fit_metrics(
+    pairs: EvaluationPairs, metrics: list[Metric], note: Callable[[str], None], *, chosen: bool
+) -> list[Metric]:
+    """Make metrics and image sizes fit: a metric of the default list gives way to the images; images give way to a
+    metric that was asked for, unless none would be left."""
+    shortest = {item.name: min(pairs.store.size(item.sharp)) for item in pairs.items}
+    if not chosen:
+        for one in [one for one in metrics if one.min_size > min(shortest.values())]:
+            name = min(shortest, key=lambda name: shortest[name])
+            note(
+                f"the metric {one.name} was left out: it needs images of at least {one.min_size} px, but {name} has "
+                f"a side of {shortest[name]}"
+            )
+            metrics = [other for other in metrics if other is not one]
+    if not metrics:
+        raise DataError(
+            "no metric is left that can be computed. Evaluate on larger images, or name metrics with --metrics."
+        )
+    largest = max(metrics, key=lambda one: one.min_size)
+    small = [name for name, side in shortest.items() if side < largest.min_size]
+    if len(small) == len(shortest):
+        check_size(small[0], *pairs.store.size(pairs.items[0].sharp), metrics)
+    if small:
+        named = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
+        note(f"{len(small)} evaluation images are left out, as {largest.name} needs {largest.min_size} px: {named}")
+        pairs.items = [item for item in pairs.items if item.name not in small]
+    return metrics
+
+
+@torch.no_grad()
+def _try_out(model: nn.Module, contenders: Sequence[Contender], samples: Samples) -> None:
+    """One sample through the model and every loss, so that nothing that can only be seen in use comes up in hours."""
+    degraded, sharp = (image[None] for image in samples[0])
+    model.eval()
+    try:
+        prediction = model(degraded)
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"the model cannot restore a crop of shape {tuple(degraded.shape)}: {error}") from error
+    for contender in contenders:
+        contender.loss.eval()
+        try:
+            contender.loss(prediction, sharp)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"the loss {contender.name!r} cannot be used here: {error}") from error
+        contender.loss.train()

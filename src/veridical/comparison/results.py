@@ -1,0 +1,191 @@
+"""What a comparison leaves on disk: models, results to continue from, and the files that the report reads."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from veridical import __version__
+from veridical.comparison.evaluate import Row, evaluate_input, write_rows
+from veridical.comparison.folder import read_json, write_json
+from veridical.comparison.observer import Observer
+from veridical.comparison.plan import Contender, Plan
+from veridical.comparison.statistics import INPUT
+from veridical.core.errors import RecipeError
+from veridical.core.files import atomic_write
+
+# ---- one loss ----
+
+
+def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
+    """What, besides the settings and the loss's name, must not change when a training goes on."""
+    identity = {
+        "task": plan.recipe.task,
+        "degradation": plan.sources.degradation,
+        "model": f"{plan.model_name} {json.dumps(plan.model_options, sort_keys=True)}",
+        "photographs": plan.sources.digest,
+    }
+    identity |= {f"weights of {name}": value for name, value in contender.loss.weight_hashes.items()}
+    return identity | ({"file of the loss": contender.file_hash} if contender.file_hash else {})
+
+
+def _trained_as(plan: Plan, contender: Contender) -> dict[str, str]:
+    """Everything that decides the weights of one loss."""
+    settings = plan.recipe.training.fingerprint()
+    return {**training_identity(plan, contender), **settings, "loss": contender.loss.label}
+
+
+def _evaluated_as(plan: Plan) -> list[str]:
+    """Everything else that decides the rows."""
+    return [*(one.name for one in plan.metrics), *plan.sizes, plan.sources.digest]
+
+
+def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
+    """The final weights, and what `veridical restore` must know to use them."""
+    folder = plan.folder / contender.slug
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    atomic_write(folder / "model.safetensors", save(tensors))
+    about = {
+        "model": {"name": plan.model_name, "options": plan.model_options},
+        "task": plan.recipe.task,
+        "degradation": plan.sources.degradation,
+        "loss": contender.spec,
+        "steps": plan.recipe.training.steps,
+        "version": __version__,
+    }
+    write_json(folder / "model.json", about)
+
+
+def save_result(plan: Plan, contender: Contender) -> None:
+    """What became of one loss, for a later call to take over."""
+    result = {
+        "status": contender.status,
+        "error": contender.error,
+        "seconds": contender.seconds,
+        "seconds_per_step": contender.seconds_per_step,
+        "trained": _trained_as(plan, contender),
+        "evaluated": _evaluated_as(plan),
+        "rows": contender.rows,
+    }
+    write_json(plan.folder / contender.slug / "result.json", result)
+
+
+def load_result(plan: Plan, contender: Contender) -> bool:
+    """Take over what an earlier call left of this loss. True when nothing is left to do for it.
+
+    Errors: RecipeError when it was trained in another way.
+    """
+    path = plan.folder / contender.slug / "result.json"
+    result = read_json(path)
+    if not result:
+        return False
+    then, now = dict(result["trained"]), _trained_as(plan, contender)
+    differing = [
+        f"{key} was {then.get(key, 'not set')}, now {now.get(key, 'not set')}"
+        for key in dict.fromkeys([*then, *now])
+        if then.get(key) != now.get(key)
+    ]
+    if differing:
+        raise RecipeError(
+            f"{path.parent} holds {contender.name!r} trained in another way: {'; '.join(differing)}. "
+            "Name another folder with --out, or delete that one to train it again."
+        )
+    contender.seconds, contender.seconds_per_step = result["seconds"], result["seconds_per_step"]
+    contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
+    if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
+        contender.status, contender.rows = "trained", []
+    if contender.status == "trained" and not (path.parent / "model.safetensors").is_file():
+        contender.status = "waiting"  # the last checkpoint, if it is left, has the same weights
+    return contender.status in ("done", "failed")
+
+
+# ---- what the report reads ----
+
+
+def input_rows(plan: Plan, observer: Observer) -> list[Row]:
+    """The rows of the degraded images, computed once per run and set of metrics."""
+    images = plan.folder / "images"
+    kept = read_json(images / INPUT / "rows.json")
+    if kept.get("evaluated") == _evaluated_as(plan):
+        return list(kept["rows"])
+    observer.doing("scoring the degraded images", 0, 1)
+    rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)
+    write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
+    observer.doing("scoring the degraded images", 1, 1)
+    return rows
+
+
+def write_state(plan: Plan, input_rows: Sequence[Row], command: str) -> None:
+    """comparison.json and the rows of all losses that are finished. command: what repeats the comparison."""
+    settings = plan.recipe.training
+    done = [contender for contender in plan.contenders if contender.status == "done"]
+    write_rows(plan.folder, [*input_rows, *(row for contender in done for row in contender.rows)])
+    about = {
+        "version": __version__,
+        "created": plan.created,
+        "command": command,
+        "machine": _machine(plan.device),
+        "task": plan.recipe.task,
+        "degradation": plan.sources.degradation,
+        "dataset": {**plan.sources.described, "digest": plan.sources.digest},
+        "model": {"name": plan.model_name, "options": plan.model_options, "parameters": plan.parameters},
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "crop": settings.crop,
+        "losses": [_about_loss(contender) for contender in plan.contenders],
+        "metrics": [
+            {
+                "name": one.name.partition("(")[0],
+                "label": one.name,
+                "higher_is_better": one.higher_is_better,
+                "unit": one.unit,
+                "range": one.range,
+                "reference": one.reference,
+            }
+            for one in plan.metrics
+        ],
+        "notes": plan.notes,
+        "images": [
+            {"name": name, "slug": plan.slugs[name], "width": width, "height": height}
+            for name, (height, width) in plan.sizes.items()
+        ],
+    }
+    write_json(plan.folder / "comparison.json", about)
+
+
+def _about_loss(contender: Contender) -> dict[str, Any]:
+    finished = contender.status in ("done", "failed")
+    return {
+        "name": contender.name,
+        "slug": contender.slug,
+        "spec": contender.spec,
+        "optimises": list(contender.loss.optimises),
+        "seconds": contender.seconds,
+        "seconds_per_step": contender.seconds_per_step,
+        "status": contender.status if finished else "waiting",
+        "error": contender.error if finished else "not finished yet: run the same command again.",
+        "weight_hashes": contender.loss.weight_hashes,
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(errors="replace"), re.MULTILINE)
+        cpu = found[1] if found else cpu
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "device": name,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
