@@ -395,6 +395,23 @@ def test_a_run_without_a_drawable_curve_says_why(tmp_path):
     assert "each curve is divided by" not in page.text
 
 
+def test_without_bold_the_best_values_carry_a_star(tmp_path):
+    console = Console(record=True, width=160)
+    console.print(table(read_run(make_run(tmp_path / "run")), bold=False))
+    text = console.export_text()
+    assert "*: best of the losses" in text
+    # One star in each column: the score and five metrics.
+    assert text.count("*") == 1 + 6
+
+
+def test_a_verdict_for_losses_that_gained_nothing_says_so(tmp_path):
+    """Every loss is as blurred as the input."""
+    worse = {**MEANS, **{loss: MEANS["input"] for loss in MEANS if loss != "input"}}
+    said = verdict(read_run(make_run(tmp_path / "run", means={**worse, "input": MEANS["pdl"]})))
+    assert said.endswith("no loss improved on the degraded input: train longer, or check the data.")
+    assert "  " not in said
+
+
 def test_terminal_table_has_every_loss_and_mark(tmp_path):
     run = make_run(tmp_path / "run", failed=["contextual"])
     console = Console(file=io.StringIO(), width=140)

@@ -395,9 +395,21 @@ def test_images_that_a_new_metric_leaves_out_are_no_other_photographs(data: Path
     heard = _Heard()
     run = compare(quick_recipe(data, *recipe, 'metrics=["ms-ssim"]'), tmp_path / "run", heard)
     assert heard.starts == []  # nothing is trained again
-    assert heard.notes == ["1 evaluation images are left out, as ms-ssim needs 161 px: small/photo0"]
+    assert heard.notes == ["1 of 3 evaluation images left out, as ms-ssim needs 161 px: small/photo0"]
     assert len(_about(run)["images"]) == 2
     assert pl.read_parquet(run / "rows.parquet").height == 2 * 2
+
+
+def test_one_tiny_image_does_not_cost_a_metric(data: Path, tmp_path: Path) -> None:
+    images = write_photographs(tmp_path / "test", 3, height=170, width=180)
+    write_photographs(images / "thumbnails", 1, height=9, width=9)
+    plain = [setting for setting in QUICK if not setting.startswith("metrics")]
+    recipe = load_recipe(None, [*plain, f"data.train={data}", f"data.evaluate={images}", 'losses=["l1"]'])
+    heard = _Heard()
+    run = compare(recipe, tmp_path / "run", heard)
+    assert "ms-ssim" in [each["name"] for each in _about(run)["metrics"]]
+    assert len(_about(run)["images"]) == 3
+    assert any(note.startswith("1 of 4 evaluation images left out, as ms-ssim needs 161 px") for note in heard.notes)
 
 
 @pytest.mark.usefixtures("no_weights")

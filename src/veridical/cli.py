@@ -445,7 +445,7 @@ def _print_result(run: Path) -> None:
     path = report.write_report(read)
     console = _console()
     console.print()
-    console.print(report.table(read))
+    console.print(report.table(read, bold=console.is_terminal))
     console.print()
     print(report.verdict(read))
     print(f"report: {path}")

@@ -93,9 +93,8 @@ def slugs(names: Iterable[str], kept: Mapping[str, str] | None = None) -> dict[s
         if name in kept:
             found[name] = kept[name]
             continue
-        stem = (
-            re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:].strip("-") or "x"
-        )  # of a path, the end says most
+        words = re.sub(r"[^a-z0-9]+", "-", name.lower())
+        stem = words.strip("-")[-60:].strip("-") or "x"  # the end, which says most of a path
         slug, number = stem, 2
         while slug in taken:
             slug, number = f"{stem}-{number}", number + 1

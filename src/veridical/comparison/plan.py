@@ -275,17 +275,17 @@ def _build_metrics(
 def _fit_metrics(
     pairs: EvaluationPairs, metrics: list[Metric], note: Callable[[str], None], *, chosen: bool
 ) -> list[Metric]:
-    """Make metrics and image sizes fit: a metric of the default list gives way to the images; images give way to a
-    metric that was asked for, unless none would be left."""
+    """Make metrics and image sizes fit: images give way to a metric, unless none would be left; a metric of the
+    default list gives way when it would cost more than a quarter of the images."""
     shortest = {item.name: min(pairs.store.size(item.sharp)) for item in pairs.items}
-    if not chosen:
-        for one in [one for one in metrics if one.min_size > min(shortest.values())]:
-            name = min(shortest, key=lambda name: shortest[name])
+    for one in [] if chosen else list(metrics):
+        too_small = sum(side < one.min_size for side in shortest.values())
+        if too_small > len(shortest) / 4:
             note(
-                f"the metric {one.name} was left out: it needs images of at least {one.min_size} px, but {name} has "
-                f"a side of {shortest[name]}"
+                f"the metric {one.name} was left out: it needs images of at least {one.min_size} px, but {too_small} "
+                f"of the {len(shortest)} evaluation images are smaller"
             )
-            metrics = [other for other in metrics if other is not one]
+            metrics.remove(one)
     if not metrics:
         raise DataError(
             "no metric is left that can be computed. Evaluate on larger images, or name metrics with --metrics."
@@ -296,7 +296,9 @@ def _fit_metrics(
         check_size(small[0], *pairs.store.size(pairs.items[0].sharp), metrics)
     if small:
         named = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
-        note(f"{len(small)} evaluation images are left out, as {largest.name} needs {largest.min_size} px: {named}")
+        note(
+            f"{len(small)} of {len(shortest)} evaluation images left out, as {largest.name} needs {largest.min_size} px: {named}"
+        )
         pairs.items = [item for item in pairs.items if item.name not in small]
     return metrics
 

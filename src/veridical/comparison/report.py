@@ -35,6 +35,7 @@ from veridical.core.files import atomic_write
 
 DAGGER = "†"
 FEW_IMAGES = 10
+_NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 _TEMPLATES = Path(__file__).parent / "templates"
 _LABELS = {
@@ -85,11 +86,15 @@ class Run:
 def verdict(run: Run) -> str:
     """Which loss won, by how much, and whether that could be chance: a few plain sentences."""
     lead = _lead(run.analysis, str)
-    return lead if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {lead}"
+    said = lead if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {lead}"
+    return f"{said} {_NO_GAIN}" if _gained_nothing(run.analysis) else said
 
 
-def table(run: Run) -> Table:
-    """Losses × metrics for the terminal: best value bold, metrics that a loss optimised with a dagger."""
+def table(run: Run, *, bold: bool = True) -> Table:
+    """Losses × metrics for the terminal: best value bold, metrics that a loss optimised with a dagger.
+
+    Args:   bold: False marks the best value with a star instead, for a file or a pipe.
+    """
     title = Text(f"{_title(run)}: mean over {_count(run.images, 'image')}")
     shown = Table(title=title, title_justify="left", caption_justify="left")
     shown.add_column("loss", overflow="fold", min_width=10)
@@ -99,10 +104,13 @@ def table(run: Run) -> Table:
     shown.add_column("s/step", justify="right")
     rows = _rows(run)
     for row in rows:
-        cells: list[Text | str] = [Text(row["name"], style="dim" if row["entry"] is None else ""), _cell(row["score"])]
-        cells += [_cell(cell) for cell in row["cells"]]
+        cells: list[Text | str] = [
+            Text(row["name"], style="dim" if row["entry"] is None else ""),
+            _cell(row["score"], bold),
+        ]
+        cells += [_cell(cell, bold) for cell in row["cells"]]
         shown.add_row(*cells, row["seconds"])
-    notes = ["bold: best of the losses"]
+    notes = [f"{'bold' if bold else '*'}: best of the losses"]
     if any(cell["optimised"] for row in rows for cell in row["cells"]):
         notes.append(f"{DAGGER} the loss was trained on this metric")
     notes += [f"{name} failed: {_short(reason)}" for name, reason in run.failed]
@@ -110,9 +118,11 @@ def table(run: Run) -> Table:
     return shown
 
 
-def _cell(cell: dict[str, Any]) -> str:
+def _cell(cell: dict[str, Any], bold: bool) -> str:
     text = rich_escape(cell["text"] + (DAGGER if cell["optimised"] else ""))
-    return f"[bold]{text}[/bold]" if cell["best"] else text
+    if not cell["best"]:
+        return text
+    return f"[bold]{text}[/bold]" if bold else f"*{text}"
 
 
 def read_run(run: Path) -> Run:
@@ -251,13 +261,13 @@ def _lead(analysis: Analysis, name: Callable[[str], str]) -> str:
     margin = f"{float(score) - float(second):.3f}" if score != second else "less than 0.001"
     said = (
         f"{winner} has the highest aggregate score, {score}; next is {name(analysis.runner_up)} with "
-        f"{second}, a margin of {margin}. "
+        f"{second}, a margin of {margin}."
     )
     if n == 1:
-        return said + "With only one evaluated image, chance cannot be tested."
+        return said + " With only one evaluated image, chance cannot be tested."
     tested = [t for t in analysis.tests if t.corrected is not None]
     significant = [t for t in tested if t.significant]
-    over = f"Over the {n} evaluated images "
+    over = f" Over the {n} evaluated images "
     test = "paired t-test, Holm-corrected"
     if tested and len(significant) == len(tested):
         worst = max(t.corrected for t in significant if t.corrected is not None)
@@ -293,8 +303,8 @@ def _caveats(run: Run) -> list[str]:
             f"{winner.name} was trained on {_join(own)}, which {are} part of the score, so the score flatters "
             "it. Look at the pictures below before trusting it."
         )
-    if INPUT in analysis.scores and analysis.scores[winner.name] <= analysis.scores[INPUT]:
-        said.append("By this score no loss improved on the degraded input: train longer, or check the data.")
+    if _gained_nothing(analysis):
+        said.append(_NO_GAIN)
     if run.images < FEW_IMAGES:
         said.append(
             f"Only {_count(run.images, 'image')} evaluated: means move with each image. Prefer {FEW_IMAGES} or more."
@@ -307,6 +317,10 @@ def _caveats(run: Run) -> list[str]:
     dropped = {name for name, _ in run.failed}
     said += [note for note in analysis.values.left_out if note.partition(":")[0] not in dropped]
     return said
+
+
+def _gained_nothing(analysis: Analysis) -> bool:
+    return INPUT in analysis.scores and analysis.scores[analysis.winner] <= analysis.scores[INPUT]
 
 
 def _short(text: str, most: int = 260) -> str:
