@@ -296,9 +296,8 @@ def _fit_metrics(
         check_size(small[0], *pairs.store.size(pairs.items[0].sharp), metrics)
     if small:
         named = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
-        note(
-            f"{len(small)} of {len(shortest)} evaluation images left out, as {largest.name} needs {largest.min_size} px: {named}"
-        )
+        count = f"{len(small)} of {len(shortest)} evaluation images"
+        note(f"{count} left out, as {largest.name} needs {largest.min_size} px: {named}")
         pairs.items = [item for item in pairs.items if item.name not in small]
     return metrics
 

@@ -104,12 +104,8 @@ def table(run: Run, *, bold: bool = True) -> Table:
     shown.add_column("s/step", justify="right")
     rows = _rows(run)
     for row in rows:
-        cells: list[Text | str] = [
-            Text(row["name"], style="dim" if row["entry"] is None else ""),
-            _cell(row["score"], bold),
-        ]
-        cells += [_cell(cell, bold) for cell in row["cells"]]
-        shown.add_row(*cells, row["seconds"])
+        name = Text(row["name"], style="dim" if row["entry"] is None else "")
+        shown.add_row(name, *(_cell(cell, bold) for cell in (row["score"], *row["cells"])), row["seconds"])
     notes = [f"{'bold' if bold else '*'}: best of the losses"]
     if any(cell["optimised"] for row in rows for cell in row["cells"]):
         notes.append(f"{DAGGER} the loss was trained on this metric")
