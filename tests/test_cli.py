@@ -79,6 +79,13 @@ def test_lines_come_about_ten_times_for_each_loss(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count("step ") == 10
 
 
+def test_a_negative_term_is_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.begins(Path("run"), ["l1 + 0.01*sharpness-q"], 1)
+    lines.step(1, 0.25, {"l1": 0.5, "sharpness-q": -0.25}, 20.0)
+    assert "loss 0.25 = 0.5 (l1) - 0.25 (sharpness-q), 20.00 steps/s" in capsys.readouterr().out
+
+
 def test_the_same_command_again_only_reports(run: tuple[Path, Result]) -> None:
     folder, _ = run
     result = veridical("compare", folder / "recipe.toml", "--out", folder)

@@ -115,7 +115,8 @@ def _losses(number: int) -> str:
 def _terms(total: float, terms: Mapping[str, float]) -> str:
     if len(terms) < 2:
         return f"loss {total:.4g}"
-    return f"loss {total:.4g} = " + " + ".join(f"{value:.4g} ({label})" for label, value in terms.items())
+    signed = " ".join(f"{'-' if value < 0 else '+'} {abs(value):.4g} ({label})" for label, value in terms.items())
+    return f"loss {total:.4g} = {signed.removeprefix('+ ')}"
 
 
 @contextlib.contextmanager
