@@ -419,6 +419,12 @@ def test_the_recipe_in_the_folder_repeats_a_demo_whose_weights_were_missing(data
     assert pl.read_parquet(again / "rows.parquet").equals(pl.read_parquet(run / "rows.parquet"))
 
 
+def test_a_copy_of_the_recipe_does_not_lead_back_into_the_folder(data: Path, tmp_path: Path) -> None:
+    run = compare(quick_recipe(data, 'losses=["l1"]', f"out={tmp_path / 'run'}"))
+    assert run == tmp_path / "run"
+    assert load_recipe(run / "recipe.toml").out is None
+
+
 def test_the_report_is_told_what_repeats_the_run(data: Path, tmp_path: Path) -> None:
     run = compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "a run")
     assert _about(run)["command"] == f"veridical compare '{run / 'recipe.toml'}'"

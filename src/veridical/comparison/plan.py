@@ -55,7 +55,7 @@ class Contender:
 class Plan:
     """A comparison that has passed every check and may begin.
 
-    recipe:  with the losses and metrics that are left. device: where images are evaluated.
+    recipe:  with the losses and metrics that are left, and no `out`. device: where images are evaluated.
     slugs:   of the evaluation images, by name; sizes: (H, W).
     """
 
@@ -130,6 +130,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         update={
             "losses": {contender.name: contender.spec for contender in contenders},
             "metrics": tuple(one.name for one in metrics),
+            "out": None,  # a copy of this recipe must not lead back into this folder
         }
     )
     atomic_write(folder / "recipe.toml", (_provenance(contenders) + resolved.to_toml()).encode())
