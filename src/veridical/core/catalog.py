@@ -18,7 +18,10 @@ from veridical.core.errors import MissingExtra, UnknownName, VeridicalError
 T = TypeVar("T")
 
 _NAME = r"[A-Za-z][\w-]*"
-_TERM = re.compile(rf"(?:(?P<weight>[0-9.][0-9.eE+-]*)\s*\*\s*)?(?P<name>{_NAME})\s*(?:\((?P<options>.*)\))?")
+_FILE = r"[^\s*+(),=]+\.py:\w+"  # a class in a file of one's own
+_TERM = re.compile(
+    rf"(?:(?P<weight>-?[0-9.][0-9.eE+-]*)\s*\*\s*)?(?P<name>{_FILE}|{_NAME})\s*(?:\((?P<options>.*)\))?", re.DOTALL
+)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -53,12 +56,9 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def options_of(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword options of a builder, by name."""
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(build).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    """The options of a builder, by name: whatever it takes by keyword."""
+    by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {name: p for name, p in inspect.signature(build).parameters.items() if p.kind in by_keyword}
 
 
 def call(build: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
@@ -83,14 +83,23 @@ class Term:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        weight = "" if self.weight == 1.0 else f"{self.weight:g}*"
-        return f"{weight}{self.label}"
+        return f"{factor(self.weight)}{self.label}"
 
     @property
     def label(self) -> str:
         """The term without its weight."""
         options = ", ".join(f"{k}={_show(v)}" for k, v in self.options.items())
         return f"{self.name}({options})" if options else self.name
+
+
+def factor(weight: float) -> str:
+    """A weight as it stands before a term, exactly: "", "2*", "0.1*".
+
+    >>> factor(1.0), factor(2.0), factor(0.123456789)
+    ('', '2*', '0.123456789*')
+    """
+    short = f"{weight:g}"
+    return "" if weight == 1 else f"{short if float(short) == weight else repr(weight)}*"
 
 
 def _show(value: object) -> str:

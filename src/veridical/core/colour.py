@@ -8,6 +8,7 @@ from veridical.core.image import check_image
 def luma(image: Tensor) -> Tensor:
     """BT.601 luma, full range: 0.299 R + 0.587 G + 0.114 B. (N, 3, H, W) -> (N, 1, H, W); (N, 1, H, W) stays.
 
+    >>> import torch
     >>> luma(torch.ones(1, 3, 1, 1)).item()
     1.0
     """
@@ -19,6 +20,7 @@ def luma_studio(image: Tensor) -> Tensor:
 
     Shapes: as `luma`. A grey image is taken for full-range grey, as MATLAB would after `repmat`.
 
+    >>> import torch
     >>> round(luma_studio(torch.ones(1, 3, 1, 1)).item() * 255, 4)
     235.0
     """

@@ -9,6 +9,10 @@ class UnknownName(VeridicalError, ValueError):
     """A name, key or option that no table has; the message suggests the nearest one."""
 
 
+class BadOption(VeridicalError, ValueError):
+    """An option with an impossible value; the message says what was expected and what came."""
+
+
 class WeightsMissing(VeridicalError, FileNotFoundError):
     """A pretrained file was neither found nor fetched, or its hash is wrong."""
 

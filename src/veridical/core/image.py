@@ -1,6 +1,8 @@
 """The image contract: float (N, C, H, W), C = 3 (RGB) or 1 (Y), nominal [0, 1]. Shapes and dtypes are checked,
 values never: a loss must not read a tensor on the host, and overshoot is allowed."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def check_pair(
 ) -> None:
     """`check_image` for both, and that they have one shape."""
     check_image(prediction, who, min_size=min_size, channels=channels)
+    check_image(target, who, min_size=min_size, channels=channels)
     if prediction.shape != target.shape:
         raise ValueError(
             f"{who} expects prediction and target of one shape, but got "
@@ -43,9 +46,10 @@ def at_least_float32(image: Tensor) -> Tensor:
     return image.to(torch.promote_types(image.dtype, torch.float32))
 
 
-def no_autocast(image: Tensor) -> torch.autocast:
+def no_autocast(image: Tensor) -> AbstractContextManager[object]:
     """A context with autocast off on the image's device, for maths that needs float32."""
-    return torch.autocast(image.device.type, enabled=False)
+    device = image.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def mean_per_image(values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...], *, seed: int, stream: int, step: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1), float32, on the device of `step`.
+    """Uniform numbers in (0, 1), 23 bits each, float32, on the device of `step`.
 
     Args: seed: of the run. stream: which tensor is drawn, so that two tensors differ.
           step: int64 scalar tensor; a tensor, so that a compiled graph may advance it.
@@ -32,7 +32,7 @@ def uniform(shape: tuple[int, ...], *, seed: int, stream: int, step: Tensor) -> 
     key = torch.full((), (seed * 0x9E3779B1 + stream * 0x85EBCA77 + 1) & _MASK, dtype=torch.int64, device=step.device)
     key = _hash(_hash(key) ^ (step & _MASK))
     bits = _hash(_hash(torch.arange(count, dtype=torch.int64, device=step.device) + 1) ^ key)
-    return (((bits >> 8).to(torch.float32) + 0.5) / 2**24).reshape(shape)
+    return (((bits >> 9).to(torch.float32) + 0.5) / 2**23).reshape(shape)
 
 
 def normal(shape: tuple[int, ...], *, seed: int, stream: int, step: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ a function of the image, the options and the generator's state.
 from typing import Any
 
 from veridical.core.catalog import call, lookup, parse
+from veridical.core.errors import BadOption
 from veridical.degradations.base import Degradation
 from veridical.degradations.blur import Blur, BoxBlur, DiscBlur, GaussianBlur
 from veridical.degradations.camera_shake import CameraShake
@@ -14,7 +15,6 @@ from veridical.degradations.chain import Chain
 from veridical.degradations.jpeg import Jpeg
 from veridical.degradations.mosaic import BayerMosaic
 from veridical.degradations.noise import GaussianNoise
-from veridical.degradations.options import BadOption
 from veridical.degradations.resize import BicubicDownscale, BicubicUpscale
 from veridical.degradations.tasks import TASKS, Task
 

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from veridical.core.errors import DataError
 from veridical.core.filters import BORDERS, convolve, convolve_separable, gaussian_window
+from veridical.core.options import check_choice, check_whole
 from veridical.degradations.base import Degradation
-from veridical.degradations.options import (
-    Strength,
-    check_choice,
-    check_strength,
-    check_whole,
-    draw,
-    varies,
-)
+from veridical.degradations.strength import Strength, check_strength, draw, varies
 
 # A blur keeps the size of its image, so the borders that keep it.
 BLUR_BORDERS = tuple(border for border in BORDERS if border != "valid")

@@ -7,15 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from veridical.core.options import check_choice, check_number, check_whole
 from veridical.degradations.blur import BLUR_BORDERS, Blur
-from veridical.degradations.options import (
-    Strength,
-    check_choice,
-    check_number,
-    check_strength,
-    check_whole,
-    draw,
-)
+from veridical.degradations.strength import Strength, check_strength, draw
 
 KNOTS = 128  # points of the path that are drawn; between them it is a straight line
 SUBSTEPS = 16  # points laid on each of those lines: well under a pixel apart at every sensible size

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from veridical.core.errors import BadOption
 from veridical.degradations.base import Degradation
-from veridical.degradations.options import BadOption
 
 
 class Chain(Degradation):

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from veridical.core.errors import DataError
+from veridical.core.options import check_choice
 from veridical.degradations.base import Degradation
-from veridical.degradations.options import Strength, check_choice, check_strength, draw, varies
+from veridical.degradations.strength import Strength, check_strength, draw, varies
 
 
 @dataclass(frozen=True, kw_only=True)

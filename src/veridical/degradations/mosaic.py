@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from veridical.core.errors import DataError
+from veridical.core.options import check_choice
 from veridical.degradations.base import Degradation, normal
-from veridical.degradations.options import Strength, check_choice, check_strength, draw, varies
+from veridical.degradations.strength import Strength, check_strength, draw, varies
 
 PATTERNS = ("rggb", "bggr", "grbg", "gbrg")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from veridical.degradations.base import Degradation, normal
-from veridical.degradations.options import Strength, check_strength, draw
+from veridical.degradations.strength import Strength, check_strength, draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from veridical.core.options import check_whole
 from veridical.degradations.base import Degradation
-from veridical.degradations.options import check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
