@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from veridical.core.colour import luma
-from veridical.core.filters import convolve
+from veridical.core.filters import pad
 from veridical.core.image import at_least_float32, check_image, no_autocast
+from veridical.core.options import check_choice
 from veridical.core.patches import tiles
 
 PATCH = 8
 # tau = sqrt((1 - k) / (1 + k)), k = delta^(1 / (N² - 1)), delta = 0.001, N = 8
 THRESHOLD = {"singular": 0.23403, "released": 0.22787}
+EPS = 1e-14  # keeps each square root from 0, where its gradient is infinite and comes back as NaN (0 * inf)
 Variant = Literal["singular", "released"]
 
 
@@ -31,31 +33,39 @@ def sharpness_q(image: Tensor, *, variant: Variant = "singular") -> Tensor:
     Source: Zhu & Milanfar 2010, doi:10.1109/TIP.2010.2052820; as a loss: Aurangabadkar et al. 2024. The gradient is
             finite on flat and on isotropic patches (0 where a patch does not count).
     """
-    if variant not in THRESHOLD:
-        raise ValueError(f"sharpness-q expects variant 'singular' or 'released', but got {variant!r}.")
+    check_choice("variant of sharpness-q", variant, THRESHOLD)
     check_image(image, "sharpness-q", min_size=PATCH, channels=(1, 3))
     with no_autocast(image):
         grey = luma(at_least_float32(image))
         horizontal, vertical = _gradients(grey) if variant == "singular" else _sobel(grey)
-        a, b, c = (
-            (g * h).sum((2, 3, 4))  # (N, P)
-            for g, h in ((horizontal, horizontal), (vertical, vertical), (horizontal, vertical))
-        )
-        s1, s2 = _strengths(a, b, c, variant)
-        counts = (a + b > 1e-10) & ((s1 - s2) > THRESHOLD[variant] * (s1 + s2))
-        quality = s1 * (s1 - s2) / (s1 + s2)
+        strong, weak = _principal(horizontal, vertical)  # (N, P), squared singular values
+        if variant == "singular":
+            s1, s2 = torch.sqrt(strong + EPS), torch.sqrt(weak + EPS)
+        else:
+            s1, s2 = strong, weak
+        counts = (strong > 1e-10) & ((s1 - s2) > THRESHOLD[variant] * (s1 + s2))
+        quality = s1 * (s1 - s2) / (s1 + s2 + EPS)
         return torch.where(counts, quality, 0.0).mean(1)
 
 
-def _strengths(a: Tensor, b: Tensor, c: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
-    """s1, s2 of the 2x2 matrix [[a, c], [c, b]] = GᵀG. Each root is kept from 0, where its gradient is infinite and
-    would come back as NaN (0 * inf) even from patches that `where` leaves out."""
-    spread = torch.sqrt((a - b).square() + 4 * c.square() + 1e-20)
-    large = (a + b + spread) / 2
-    small = ((a * b - c.square()) / large).clamp_min(0)  # det / large: no cancellation
-    if variant == "released":
-        return large, small
-    return torch.sqrt(large), torch.sqrt(small + 1e-14)
+def _principal(horizontal: Tensor, vertical: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of each patch's GᵀG, as sums of squares along its two principal directions.
+
+    The determinant would cancel on smooth patches, and its error comes back in the gradient a thousandfold. The
+    directions carry no gradient: the derivative of an eigenvalue is vᵀ dA v, with v as it is.
+
+    Shapes: (N, P, 1, 8, 8) x 2 -> (N, P) x 2
+    """
+    with torch.no_grad():
+        a, b, c = (
+            (g * h).sum((2, 3, 4), keepdim=True)
+            for g, h in ((horizontal, horizontal), (vertical, vertical), (horizontal, vertical))
+        )
+        angle = 0.5 * torch.atan2(2 * c, a - b)
+        cosine, sine = torch.cos(angle), torch.sin(angle)
+    along = cosine * horizontal + sine * vertical
+    across = cosine * vertical - sine * horizontal
+    return along.square().sum((2, 3, 4)), across.square().sum((2, 3, 4))
 
 
 def _gradients(grey: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,5 +82,11 @@ def _difference(patches: Tensor, axis: int) -> Tensor:
 
 
 def _sobel(grey: Tensor) -> tuple[Tensor, Tensor]:
-    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-    return tiles(convolve(grey, kernel), PATCH), tiles(convolve(grey, kernel.T), PATCH)
+    """Sobel / 8 with reflected borders, by slices: a kernel would be copied to the device at every step."""
+    padded = pad(grey, (1, 1, 1, 1), "reflect")
+    return tiles(_sobel_rows(padded), PATCH), tiles(_sobel_rows(padded.mT).mT, PATCH)
+
+
+def _sobel_rows(padded: Tensor) -> Tensor:
+    step = padded[..., 2:] - padded[..., :-2]
+    return (step[..., :-2, :] + 2 * step[..., 1:-1, :] + step[..., 2:, :]) / 8

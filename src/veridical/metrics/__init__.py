@@ -3,21 +3,23 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from veridical.core.catalog import call, lookup, parse, unknown
+from veridical.core.catalog import Term, call, lookup, options_of, parse, unknown
 from veridical.core.colour import luma, luma_studio
 from veridical.core.errors import VeridicalError
 from veridical.core.image import check_pair
-from veridical.distances import LPIPS_NETWORKS, lpips_distance
+from veridical.core.options import check_choice, check_whole
+from veridical.distances import lpips_distance, lpips_needs
 from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
-from veridical.measures.sharpness_q import PATCH, Variant
-from veridical.measures.ssim import least_size
+from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
+from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[..., Tensor]
 
 
 class _Function(nn.Module):
@@ -29,6 +31,13 @@ class _Function(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.function(prediction, target)
+
+
+class _NoReference(_Function):
+    """The same for one image: the target is not looked at."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002
+        return self.function(prediction)
 
 
 class _LPIPS(nn.Module):
@@ -48,31 +57,27 @@ def _psnr() -> nn.Module:
 
 def _ssim(*, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
     """Structural similarity, Gaussian window. Wang et al. 2004."""
-    return _Function(lambda p, t: ssim(p, t, window_size=window_size, sigma_px=sigma_px), window_size)
+    check_window("ssim", window_size, sigma_px)
+    return _Function(partial(ssim, window_size=window_size, sigma_px=sigma_px), window_size)
 
 
 def _ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
-    """Structural similarity at five scales (images of 161 px or more). Wang, Simoncelli, Bovik 2003."""
-
-    def measure(prediction: Tensor, target: Tensor) -> Tensor:
-        return ms_ssim(prediction, target, scales=scales, window_size=window_size, sigma_px=sigma_px)
-
+    """Structural similarity at several scales; five, the default, need 161 px. Wang, Simoncelli, Bovik 2003."""
+    check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
+    check_window("ms-ssim", window_size, sigma_px)
+    measure = partial(ms_ssim, scales=scales, window_size=window_size, sigma_px=sigma_px)
     return _Function(measure, least_size(scales, window_size))
 
 
 def _lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
     """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
-    lookup(LPIPS_NETWORKS, net, "LPIPS network")
     return _LPIPS(net, weights)
-
-
-def _lpips_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
-    return (lookup(LPIPS_NETWORKS, str(options.get("net", "alex")), "LPIPS network")[0],)
 
 
 def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
     """Sharpness of the image alone, no reference; rewards noise and ringing too. Zhu & Milanfar 2010."""
-    return _Function(lambda p, t: sharpness_q(p, variant=variant), PATCH)
+    check_choice("variant of sharpness-q", variant, THRESHOLD)
+    return _NoReference(partial(sharpness_q, variant=variant), PATCH)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ METRICS: dict[str, MetricEntry] = {
     "psnr": MetricEntry(_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
     "ssim": MetricEntry(_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
     "ms-ssim": MetricEntry(_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
-    "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=_lpips_needs),
+    "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
     "sharpness-q": MetricEntry(_sharpness_q, "Q", higher_is_better=True, range="[0, inf)", reference=False),
 }
 
@@ -165,14 +170,14 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
     if border is not None:
         given["border"] = border
     entry = lookup(METRICS, name, "metric")
-    shown = type(terms[0])(name, options=given).label
-    chosen, cut = str(given.pop("channel", "rgb")), int(given.pop("border", 0))
-    lookup(CHANNELS, chosen, "channel")
-    if cut < 0:
-        raise ValueError(f"the metric {shown!r} expects border >= 0 px, but got {cut}.")
+    shown = Term(name, options=given).label
+    known = [*options_of(entry.build), "channel", "border"]
     for option in given:
-        if option not in (known := {*inspect.signature(entry.build).parameters, "channel", "border"}):
+        if option not in known:
             raise unknown(f"option of metric {name!r}", option, known)
+    chosen, cut = given.pop("channel", "rgb"), given.pop("border", 0)
+    check_choice(f"channel of {name}", chosen, CHANNELS)
+    check_whole(f"border of {name}", cut, low=0)
     made = Metric(shown, entry, call(entry.build, given, f"metric {name!r}"), channel=chosen, border=cut)
     made.weights = entry.needs(given)
     return made
