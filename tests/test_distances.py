@@ -150,7 +150,7 @@ def test_tap_weights_multiply():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"order": 0.5}, "order >= 1"), ({"positions": "max"}, "'mean' or 'sum'")],
+    [({"order": 0.5}, "at least 1"), ({"positions": "max"}, "must be one of mean, sum")],
 )
 def test_impossible_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):

@@ -29,6 +29,7 @@ def test_training_mode_draws_anew_and_evaluation_mode_does_not(images):
         assert len(values) == 4, name
         loss.eval()
         assert loss(*images) == loss(*images)
+        assert loss(*images) == veridical.loss(name).eval()(*images), "the length of the training must not matter"
 
 
 def test_d_never_draws(images):
@@ -138,7 +139,7 @@ def test_random_numbers_agree_with_numpy():
     seed, stream, step = 5, 3, 12345
     key = lowbias32(np.array([(seed * 0x9E3779B1 + stream * 0x85EBCA77 + 1) & 0xFFFFFFFF]))
     key = lowbias32(key ^ np.uint32(step))
-    expected = ((lowbias32(lowbias32(np.arange(1, 9)) ^ key) >> np.uint32(8)) + 0.5) / 2**24
+    expected = ((lowbias32(lowbias32(np.arange(1, 9)) ^ key) >> np.uint32(9)) + 0.5) / 2**23
     found = uniform((8,), seed=seed, stream=stream, step=torch.tensor(step))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
@@ -153,3 +154,16 @@ def test_random_numbers_are_uniform_normal_and_independent():
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
     later = normal((20000,), seed=1, stream=0, step=step + 1).numpy()
     assert abs(np.corrcoef(one, later)[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("variant", "redraw"), [("a", BLOCKS[:1]), ("b", BLOCKS[:1]), ("c", BLOCKS), ("d", ())])
+def test_each_member_of_the_family_is_what_the_papers_table_says(variant, redraw, last, images):
+    """L1 of each block, weighted 1, 2, 4, 8, or of block 4 alone; B has no pools; which blocks are drawn anew."""
+    network = StochasticNetwork(redraw=redraw, pool=variant != "b")
+    weights = network.draw()
+    ours, theirs = (network(image, weights) for image in images)
+    lambdas = {"block4": 1} if last else {"block1": 1, "block2": 2, "block3": 4, "block4": 8}
+    expected = sum(w * (ours[b] - theirs[b]).abs().mean().item() for b, w in lambdas.items())
+    loss = veridical.loss(f"spl-{variant}" + ("-last" if last else ""))
+    assert loss(*images).item() == pytest.approx(expected, rel=1e-5)

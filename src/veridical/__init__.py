@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from veridical import degradations, losses, metrics, models
-from veridical.core.catalog import call, lookup
+from veridical.core.catalog import call, lookup, parse
 from veridical.core.errors import VeridicalError
 from veridical.degradations import DEGRADATIONS, TASKS, degradation
 from veridical.losses import LOSSES, Loss, loss
@@ -24,12 +24,15 @@ from veridical.models import MODELS
 __version__ = "0.1.0"
 
 
-def model(name: str, **options: Any) -> nn.Module:
-    """Make a restorer from the table MODELS: (N, C, H, W) -> (N, C, H, W), any size.
+def model(spec: str, **options: Any) -> nn.Module:
+    """Make a restorer by its name in MODELS, or a spec such as "unet(levels=2)": (N, C, H, W) -> same, any size.
 
     Errors: UnknownName for a name or an option that there is not, with the nearest one.
     """
-    return call(lookup(MODELS, name, "model"), options, f"model {name!r}")
+    term, *more = parse(spec, "model")
+    if more or term.weight != 1:
+        raise VeridicalError(f"the model {spec!r} is a sum. Expected one, such as 'unet(levels=2)'.")
+    return call(lookup(MODELS, term.name, "model"), {**term.options, **options}, f"model {term.name!r}")
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What a loss compares by: functions of two feature maps -> one number per image."""
 
 from veridical.distances.base import Distance
-from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance
+from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance, lpips_needs
 from veridical.distances.lpips import LPIPS
 from veridical.distances.pointwise import L1, L2, Charbonnier
 from veridical.distances.wasserstein import Wasserstein
@@ -25,4 +25,5 @@ __all__ = [
     "Seen",
     "Wasserstein",
     "lpips_distance",
+    "lpips_needs",
 ]

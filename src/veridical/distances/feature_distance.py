@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from veridical.core.catalog import lookup
 from veridical.core.image import at_least_float32, no_autocast
+from veridical.core.options import check_number
 from veridical.distances.base import Distance
 from veridical.distances.lpips import LPIPS, linear_weights
 from veridical.features.base import Features, Maps
@@ -41,7 +44,11 @@ class FeatureDistance(nn.Module):
         features.add_taps(distances)
         self.features = features
         self.distances = nn.ModuleDict(distances)
-        self.weights = {tap: float((weights or {}).get(tap, 1.0)) for tap in distances}
+        self.weights = dict.fromkeys(distances, 1.0)
+        for tap, weight in (weights or {}).items():
+            lookup(distances, tap, "tap with a weight")
+            check_number(f"the weight of tap {tap}", weight)
+            self.weights[tap] = float(weight)
 
     def see(self, target: Tensor) -> Seen:
         """Look at a target once, without a graph."""
@@ -85,6 +92,12 @@ def lpips_distance(net: str, *, clamp: bool = False, weights: str | None = None)
 
     Args: net: a key of LPIPS_NETWORKS. clamp: clip inputs to [0, 1]. weights: file of the backbone.
     """
-    name, taps = LPIPS_NETWORKS[net]
+    name, taps = lookup(LPIPS_NETWORKS, net, "LPIPS network")
     features = FrozenNetwork(name, taps=taps, clamp=clamp, weights=weights)
     return FeatureDistance(features, dict(zip(taps, map(LPIPS, linear_weights(net)), strict=True)))
+
+
+def lpips_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The weights that LPIPS with these options has to find: none when a file is named."""
+    name, _ = lookup(LPIPS_NETWORKS, str(options.get("net", "alex")), "LPIPS network")
+    return () if options.get("weights") else (name,)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from veridical.core.image import mean_per_image
+from veridical.core.options import check_number
 from veridical.distances.base import Distance
 
 
@@ -45,8 +46,7 @@ class Charbonnier(Distance):
 
     def __init__(self, *, eps: float = 1e-3) -> None:
         super().__init__()
-        if eps <= 0:
-            raise ValueError(f"charbonnier expects eps > 0, but got {eps}.")
+        check_number("eps of charbonnier", eps, low=1e-8)  # smaller ones vanish in float32, and the gradient with them
         self.eps = eps
 
     def forward(self, prediction: Tensor, prepared: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from torch import Tensor, nn
 
 from veridical.core.catalog import unknown
+from veridical.core.errors import BadOption
 
 Maps = dict[str, Tensor]
 """Feature maps by tap name, each (N, C, h, w)."""
@@ -40,6 +41,8 @@ class Features(nn.Module):
     def add_taps(self, taps: Iterable[str]) -> None:
         """Also return the maps at `taps`. An unknown tap is an error that suggests the nearest."""
         taps = list(taps)
+        if not taps and not self.taps:
+            raise BadOption(f"{type(self).__name__} needs at least one tap of: {', '.join(self.available)}.")
         for tap in taps:
             if tap not in self.available:
                 raise unknown(f"tap of {type(self).__name__}", tap, self.available)

@@ -13,6 +13,7 @@ from veridical.core.catalog import lookup
 from veridical.core.colour import as_rgb
 from veridical.core.errors import WeightsMissing
 from veridical.core.image import at_least_float32
+from veridical.core.options import check_flag
 from veridical.features import weights as files
 from veridical.features.base import Features, Maps
 
@@ -122,7 +123,8 @@ class FrozenNetwork(Features):
         clamp: bool = False,
         weights: str | Path | None = None,
     ) -> None:
-        plan = PLANS[name]
+        plan = lookup(PLANS, name, "network")
+        check_flag("clamp", clamp)
         loaded = files.load(name, path=weights)
         super().__init__(
             taps=taps,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from veridical.core.colour import as_rgb
 from veridical.core.image import at_least_float32, no_autocast
+from veridical.core.options import check_choice, check_whole
 from veridical.core.random import normal, uniform
 from veridical.features.base import Features, Maps
 
@@ -39,6 +40,9 @@ class StochasticNetwork(Features):
         pool: bool = True,
         seed: int = 0,
     ):
+        check_whole("seed of the stochastic network", seed, low=0)
+        for block in redraw:
+            check_choice("redraw", block, BLOCKS)
         super().__init__(taps=taps, available=BLOCKS, identity=("stochastic", redraw, pool, seed))
         self.redraw, self.pool, self.seed = redraw, pool, seed
         self.random = bool(redraw)
@@ -62,7 +66,7 @@ class StochasticNetwork(Features):
             step = self.step.clone()  # the draw must not see the advance
             self.step.add_(1)
         else:
-            step = self.step
+            step = torch.full_like(self.step, -1)  # one draw for every evaluation, however long the training was
         weights = []
         for k, block in enumerate(BLOCKS):
             weight = getattr(self, f"weight{k}")

@@ -377,8 +377,9 @@ def _read(file: WeightFile, path: Path, *, own: bool = False) -> tuple[Weights, 
 def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weights, bool]:
     """As `_read`, kept in memory until the file changes: two VGG losses hold the network's weights once."""
     file = FILES[name]
-    found, metadata = _read_tensors(path)
-    tensors = _select(file, found, path)
+    with torch.inference_mode(False):  # tensors made inside inference mode could never take part in a training
+        found, metadata = _read_tensors(path)
+        tensors = _select(file, found, path)
     actual = content_hash(tensors)
     standard = path.name == file.file or (path.name in file.accepted and not own)
     if standard and file.sha256:

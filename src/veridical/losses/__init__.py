@@ -2,15 +2,20 @@
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from veridical.core.catalog import Term, call, lookup, parse
 from veridical.core.errors import VeridicalError
-from veridical.losses.base import FeatureLoss, Loss, Prepared
-from veridical.losses.perceptual import lpips, lpips_needs, pdl, pdl_needs, vgg16, vgg19
+from veridical.core.options import check_choice, check_number
+from veridical.distances import lpips_needs
+from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
+from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
 from veridical.losses.pixel import PSNRLoss, charbonnier, edge, l1, l2
 from veridical.losses.sharpness import SharpnessQLoss
 from veridical.losses.similarity import MSSSIML1Loss, MSSSIMLoss, SSIMLoss
@@ -44,10 +49,10 @@ LOSSES: dict[str, LossEntry] = {
     "ssim": LossEntry(SSIMLoss, optimises=("ssim",)),
     "ms-ssim": LossEntry(MSSSIMLoss, optimises=("ms-ssim",)),
     "ms-ssim-l1": LossEntry(MSSSIML1Loss, optimises=("ms-ssim",)),
-    "vgg16": LossEntry(vgg16, needs=lambda options: ("vgg16",)),
-    "vgg19": LossEntry(vgg19, needs=lambda options: ("vgg19",)),
+    "vgg16": LossEntry(vgg16, needs=network_needs("vgg16")),
+    "vgg19": LossEntry(vgg19, needs=network_needs("vgg19")),
     "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
-    "pdl": LossEntry(pdl, needs=pdl_needs),
+    "pdl": LossEntry(pdl, needs=network_needs("vgg16")),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
 }
@@ -68,11 +73,13 @@ def loss(
     '0.8*l2 + 0.2*charbonnier(eps=0.01)'
 
     Args:   spec: "l2", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"; {name: weight} or {name: {"weight": ..., option: ...}};
-            "my_file.py:MyLoss", where MyLoss is a subclass of `veridical.losses.Loss`.
+            "my_file.py:MyLoss", also with options and in sums, where MyLoss is a subclass of `veridical.losses.Loss`.
             weight: multiplies the whole. reduction: "mean" over images, or "none" for (N,).
             options: of a single named loss, such as net="vgg".
     Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
     """
+    check_number("weight", weight)
+    check_choice("reduction", reduction, REDUCTIONS)
     terms = _terms(spec, options)
     built = [(weight * term.weight, _build(term)) for term in terms]
     result = built[0][1] if len(built) == 1 and built[0][0] == 1 else WeightedSum(built)
@@ -94,8 +101,10 @@ def needs(spec: str) -> tuple[str, ...]:
 def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Term]:
     if isinstance(spec, Mapping):
         terms = [_term(name, value) for name, value in spec.items()]
-    elif _is_file(spec):
-        terms = [Term(spec)]
+    elif not isinstance(spec, str):
+        raise VeridicalError(f"a loss is a spec such as '0.8*l2 + 0.2*lpips' or a table of weights; got {spec!r}.")
+    elif _is_whole_path(spec):
+        terms = [Term(spec)]  # a path may hold what the grammar reads as something else, such as a space
     else:
         terms = parse(spec, "loss")
     if options:
@@ -109,16 +118,16 @@ def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Te
 
 
 def _term(name: str, value: float | Mapping[str, Any]) -> Term:
-    if not isinstance(value, Mapping):
-        return Term(name, float(value))
-    options = dict(value)
-    return Term(name, float(options.pop("weight", 1.0)), options)
+    options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+    weight = options.pop("weight", 1.0)
+    check_number(f"the weight of {name}", weight)
+    return Term(name, float(weight), options)
 
 
 def _build(term: Term) -> Loss:
     if _is_file(term.name):
         result = call(_class_from(term.name), term.options, f"loss {term.name!r}")
-        result.label = result.label or Path(term.name).name
+        result.label = term.label
         return result
     entry = lookup(LOSSES, term.name, "loss")
     result = call(entry.build, term.options, f"loss {term.name!r}")
@@ -131,16 +140,29 @@ def _is_file(name: str) -> bool:
     return ".py:" in name
 
 
+@lru_cache
+def _module_from(path: Path, _version: int) -> ModuleType:
+    """The module in a file; once, until the file changes, so that its classes stay the same objects."""
+    spec = importlib.util.spec_from_file_location(f"veridical_own_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_whole_path(spec: str) -> bool:
+    file, _, name = spec.rpartition(":")
+    return _is_file(spec) and name.isidentifier() and Path(file).is_file()
+
+
 def _class_from(name: str) -> Callable[..., Loss]:
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise VeridicalError(f"the loss {name!r} needs the file {path}, which does not exist.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _module_from(path.resolve(), path.stat().st_mtime_ns)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, Loss)):
         raise VeridicalError(f"{path} has no class {attribute!r} derived from veridical.losses.Loss.")

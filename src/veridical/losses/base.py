@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from veridical.core.image import check_image, check_pair
+from veridical.core.options import check_choice
 from veridical.distances import FeatureDistance
+
+REDUCTIONS = ("mean", "none")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A target that a loss has looked at once: `loss(prediction, loss.prepare(target))`."""
+    """A target that a loss has looked at once: `loss(prediction, loss.prepare(target))`. maker: which loss that was."""
 
     target: Tensor
     data: Any
+    maker: str
 
 
 class Loss(nn.Module):
@@ -57,8 +61,9 @@ class Loss(nn.Module):
     def prepare(self, target: Tensor) -> Prepared:
         """Look at the target once; the result may be used for many predictions."""
         check_image(target, self._who, min_size=self.min_size, channels=(1, 3))
+        target = target.detach()  # `no_grad` alone lets a graph through where the target itself is kept
         with torch.no_grad():
-            return Prepared(target, self.prepare_target(target))
+            return Prepared(target, self.prepare_target(target), self._who)
 
     def forward(self, prediction: Tensor, target: Tensor | Prepared, *, reduction: str | None = None) -> Tensor:
         prepared = self._prepared(prediction, target)
@@ -72,15 +77,18 @@ class Loss(nn.Module):
     def _prepared(self, prediction: Tensor, target: Tensor | Prepared) -> Prepared:
         image = target.target if isinstance(target, Prepared) else target
         check_pair(prediction, image, self._who, min_size=self.min_size, channels=(1, 3))
-        return target if isinstance(target, Prepared) else self.prepare(target)
+        if not isinstance(target, Prepared):
+            return self.prepare(target)
+        if target.maker != self._who:
+            raise ValueError(f"{self._who} was given a target that {target.maker} prepared; call its own prepare.")
+        return target
 
     def _reduce(self, values: Tensor, reduction: str | None) -> Tensor:
+        if values.ndim != 1:
+            raise ValueError(f"{self._who}: compare must give one number per image, but gave {tuple(values.shape)}.")
         reduction = reduction or self.reduction
-        if reduction == "mean":
-            return values.mean()
-        if reduction == "none":
-            return values
-        raise ValueError(f"reduction must be 'mean' or 'none', but got {reduction!r}.")
+        check_choice("reduction", reduction, REDUCTIONS)
+        return values.mean() if reduction == "mean" else values
 
     @property
     def _who(self) -> str:

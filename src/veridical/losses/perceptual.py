@@ -1,12 +1,15 @@
 """Losses that look through a pretrained network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from veridical.core.catalog import lookup
-from veridical.distances import DISTANCES, LPIPS_NETWORKS, FeatureDistance, Wasserstein, lpips_distance
+from veridical.core.errors import BadOption
+from veridical.distances import DISTANCES, Distance, FeatureDistance, Wasserstein, lpips_distance
 from veridical.distances.wasserstein import Reduction
 from veridical.features import FrozenNetwork
+from veridical.features.networks import PLANS
 from veridical.losses.base import FeatureLoss
 
 
@@ -14,20 +17,33 @@ def _network_loss(
     network: str,
     taps: Sequence[str] | str,
     tap_weights: Sequence[float] | None,
-    distance: str,
+    make: Callable[[], Distance],
     normalisation: str,
     clamp: bool,
     weights: str | None,
 ) -> FeatureLoss:
+    """One distance at each tap, λ from tap_weights."""
     taps = (taps,) if isinstance(taps, str) else tuple(taps)
-    lambdas = (1.0,) * len(taps) if tap_weights is None else tuple(tap_weights)
-    if len(lambdas) != len(taps):
-        raise ValueError(f"{network} has {len(taps)} taps {taps}, but {len(lambdas)} tap_weights {lambdas}.")
-    compare = lookup(DISTANCES, distance, "distance")
+    if len(set(taps)) != len(taps):
+        raise BadOption(f"{network}: a tap is named twice in {taps}.")
+    if tap_weights is not None and (not isinstance(tap_weights, Sequence) or len(tap_weights) != len(taps)):
+        raise BadOption(
+            f"{network}: tap_weights must be {len(taps)} numbers, one for each of {taps}; got {tap_weights!r}."
+        )
     features = FrozenNetwork(network, taps=taps, normalisation=normalisation, clamp=clamp, weights=weights)
-    return FeatureLoss(
-        FeatureDistance(features, {tap: compare() for tap in taps}, weights=dict(zip(taps, lambdas, strict=True)))
-    )
+    lambdas = dict(zip(taps, tap_weights, strict=True)) if tap_weights is not None else None
+    return FeatureLoss(FeatureDistance(features, {tap: make() for tap in taps}, weights=lambdas))
+
+
+def network_needs(network: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    """options -> the weights to find: those of `network`, or of the option of that name; none when a file is named."""
+
+    def needs(options: Mapping[str, Any]) -> tuple[str, ...]:
+        name = str(options.get("network", network))
+        lookup(PLANS, name, "network")
+        return () if options.get("weights") else (name,)
+
+    return needs
 
 
 def vgg16(
@@ -41,14 +57,15 @@ def vgg16(
 ) -> FeatureLoss:
     """VGG16 perceptual loss: mean squared difference of the features at four depths. More detail, also invented detail.
 
-    Range:  [0, inf), in squared feature units.
+    Range:  [0, inf), in squared feature units for distance=l2, else in feature units.
     Args:   taps: layer names, conv1_1 ... pool5. tap_weights: one number per tap (1 each).
             distance: l1, l2, charbonnier or wasserstein. normalisation: "imagenet", or "none" for raw [0, 1], which
             reproduces the VGG rows of the Stochastic Perceptual Loss comparison. clamp: clip inputs to [0, 1].
             weights: file to read VGG16 from.
     Source: Johnson et al. 2016, arXiv:1603.08155.
     """
-    return _network_loss("vgg16", taps, tap_weights, distance, normalisation, clamp, weights)
+    make = lookup(DISTANCES, distance, "distance")
+    return _network_loss("vgg16", taps, tap_weights, make, normalisation, clamp, weights)
 
 
 def vgg19(
@@ -62,11 +79,13 @@ def vgg19(
 ) -> FeatureLoss:
     """VGG19 perceptual loss; `vgg19(taps=conv5_4, distance=l1)` is ESRGAN's.
 
-    Range:  [0, inf), in squared feature units.
-    Args:   as vgg16; taps: layer names, conv1_1 ... pool5. weights: file to read VGG19 from.
+    Range:  [0, inf), in squared feature units for distance=l2, else in feature units.
+    Args:   as vgg16; taps: layer names, conv1_1 ... pool5, by default the last ReLU of the first four blocks, as for
+            VGG16. weights: file to read VGG19 from.
     Source: Ledig et al. 2017, arXiv:1609.04802; Wang et al. 2018, arXiv:1809.00219.
     """
-    return _network_loss("vgg19", taps, tap_weights, distance, normalisation, clamp, weights)
+    make = lookup(DISTANCES, distance, "distance")
+    return _network_loss("vgg19", taps, tap_weights, make, normalisation, clamp, weights)
 
 
 def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None) -> FeatureLoss:
@@ -77,13 +96,7 @@ def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None)
             does (the gradient of overshoot is then 0). weights: file to read the backbone from.
     Source: Zhang et al. 2018, arXiv:1801.03924. Inputs here are [0, 1]; the original wants [-1, 1].
     """
-    lookup(LPIPS_NETWORKS, net, "LPIPS network")
     return FeatureLoss(lpips_distance(net, clamp=clamp, weights=weights))
-
-
-def lpips_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The weights that `lpips(**options)` reads."""
-    return (lookup(LPIPS_NETWORKS, str(options.get("net", "alex")), "LPIPS network")[0],)
 
 
 def pdl(
@@ -110,12 +123,5 @@ def pdl(
             normalisation, clamp, weights: as vgg16.
     Source: Delbracio, Talebi, Milanfar 2020, arXiv:2012.09289.
     """
-    taps = (taps,) if isinstance(taps, str) else tuple(taps)
-    features = FrozenNetwork(network, taps=taps, normalisation=normalisation, clamp=clamp, weights=weights)
-    distance = {tap: Wasserstein(order=order, positions=positions, projections=projections) for tap in taps}
-    return FeatureLoss(FeatureDistance(features, distance))
-
-
-def pdl_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The weights that `pdl(**options)` reads."""
-    return (str(options.get("network", "vgg16")),)
+    make = partial(Wasserstein, order=order, positions=positions, projections=projections)
+    return _network_loss(network, taps, None, make, normalisation, clamp, weights)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from veridical.core.image import at_least_float32, mean_per_image, no_autocast
+from veridical.core.options import check_number
 from veridical.distances import L1, L2, Charbonnier, FeatureDistance
 from veridical.features import Laplacian, Pixels
 from veridical.losses.base import FeatureLoss, Loss
@@ -30,6 +31,7 @@ def l2() -> FeatureLoss:
 def charbonnier(*, eps: float = 1e-3) -> FeatureLoss:
     """Smooth L1: mean of sqrt(d² + eps²) - eps.
 
+    Range:  [0, inf), in intensity units.
     Args:   eps: rounding of the corner at d = 0, in intensity units.
     Source: Lai et al. 2017, arXiv:1704.03915. We subtract eps, so that identical images give 0; they do not.
     """
@@ -39,6 +41,7 @@ def charbonnier(*, eps: float = 1e-3) -> FeatureLoss:
 def edge(*, eps: float = 1e-3) -> FeatureLoss:
     """Charbonnier distance of the Laplacians: edges and texture, blind to slow changes. Add it to a pixel loss.
 
+    Range:  [0, inf), in intensity units.
     Args:   eps: rounding of the corner at d = 0, in intensity units.
     Source: MPRNet, Zamir et al. 2021, arXiv:2102.02808, where its weight beside Charbonnier is 0.05.
     """
@@ -55,8 +58,7 @@ class PSNRLoss(Loss):
 
     def __init__(self, *, eps: float = 1e-8) -> None:
         super().__init__()
-        if eps <= 0:
-            raise ValueError(f"psnr expects eps > 0, but got {eps}.")
+        check_number("eps of psnr", eps, low=1e-20)
         self.eps = eps
 
     def compare(self, prediction: Tensor, data: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from veridical.core.options import check_choice
 from veridical.losses.base import Loss
-from veridical.measures.sharpness_q import PATCH, Variant, sharpness_q
+from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant, sharpness_q
 
 
 class SharpnessQLoss(Loss):
@@ -23,6 +24,7 @@ class SharpnessQLoss(Loss):
 
     def __init__(self, *, variant: Variant = "singular") -> None:
         super().__init__()
+        check_choice("variant of sharpness-q", variant, THRESHOLD)
         self.variant = variant
 
     def prepare_target(self, target: Tensor) -> Tensor:

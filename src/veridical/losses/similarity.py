@@ -4,9 +4,19 @@ from torch import Tensor
 
 from veridical.core.filters import gaussian_window
 from veridical.core.image import at_least_float32, no_autocast
+from veridical.core.options import check_number, check_whole
 from veridical.distances.pointwise import l1
 from veridical.losses.base import Loss
-from veridical.measures.ssim import Statistics, least_size, ms_ssim, pyramid, ssim, statistics
+from veridical.measures.ssim import (
+    SCALE_WEIGHTS,
+    Statistics,
+    check_window,
+    describe,
+    least_size,
+    ms_ssim,
+    pyramid,
+    ssim,
+)
 
 
 class SSIMLoss(Loss):
@@ -17,18 +27,19 @@ class SSIMLoss(Loss):
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861; as a loss: Zhao et al. 2017, arXiv:1511.08861.
     """
 
+    window: Tensor
+
     def __init__(self, *, window_size: int = 11, sigma_px: float = 1.5) -> None:
         super().__init__()
-        self.window_size, self.sigma_px = window_size, sigma_px
+        check_window("ssim", window_size, sigma_px)
         self.min_size = window_size
+        self.register_buffer("window", gaussian_window(window_size, sigma_px).float(), persistent=False)
 
     def prepare_target(self, target: Tensor) -> Statistics:
-        with no_autocast(target):
-            target = at_least_float32(target)
-            return statistics(target, gaussian_window(self.window_size, self.sigma_px).to(target))
+        return describe(target, self.window.to(at_least_float32(target)))
 
     def compare(self, prediction: Tensor, data: Statistics) -> Tensor:
-        return 1 - ssim(prediction, data, window_size=self.window_size, sigma_px=self.sigma_px)
+        return 1 - ssim(prediction, data)
 
 
 class MSSSIMLoss(Loss):
@@ -39,28 +50,21 @@ class MSSSIMLoss(Loss):
     Source: Wang, Simoncelli, Bovik 2003; as a loss: Zhao et al. 2017, arXiv:1511.08861.
     """
 
+    window: Tensor
+
     def __init__(self, *, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> None:
         super().__init__()
-        if not 1 <= scales <= 5:
-            raise ValueError(f"ms-ssim expects 1 to 5 scales, but got {scales}.")
-        self.scales, self.window_size, self.sigma_px = scales, window_size, sigma_px
+        check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
+        check_window("ms-ssim", window_size, sigma_px)
+        self.scales = scales
         self.min_size = least_size(scales, window_size)
+        self.register_buffer("window", gaussian_window(window_size, sigma_px).float(), persistent=False)
 
     def prepare_target(self, target: Tensor) -> list[Statistics]:
-        with no_autocast(target):
-            target = at_least_float32(target)
-            return pyramid(target, self.scales, gaussian_window(self.window_size, self.sigma_px).to(target))
+        return pyramid(target, self.scales, self.window.to(at_least_float32(target)))
 
     def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:
-        similarity = ms_ssim(
-            prediction,
-            data,
-            scales=self.scales,
-            window_size=self.window_size,
-            sigma_px=self.sigma_px,
-            negative="soft",
-        )
-        return 1 - similarity
+        return 1 - ms_ssim(prediction, data, scales=self.scales, negative="soft")
 
 
 class MSSSIML1Loss(MSSSIMLoss):
@@ -74,6 +78,7 @@ class MSSSIML1Loss(MSSSIMLoss):
 
     def __init__(self, *, alpha: float = 0.84, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> None:
         super().__init__(scales=scales, window_size=window_size, sigma_px=sigma_px)
+        check_number("alpha of ms-ssim-l1", alpha, low=0, high=1)
         self.alpha = alpha
 
     def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from veridical.core.catalog import factor
+from veridical.core.options import check_number
 from veridical.distances import Seen
 from veridical.features import Features
 from veridical.losses.base import FeatureLoss, Loss, Prepared
@@ -16,7 +18,8 @@ class WeightedSum(Loss):
     """Σ_i weight_i · loss_i.
 
     Terms that look through the same network (the same weights and the same input normalisation) share one pass per
-    image: the network then returns the taps of all of them.
+    image: the network then returns the taps of all of them. The losses become parts of the sum; make new ones to use
+    alone.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
@@ -24,13 +27,12 @@ class WeightedSum(Loss):
         if not terms:
             raise ValueError("a sum of losses needs at least one term.")
         terms = [inner for weight, loss in terms for inner in _flat(weight, loss)]
+        for weight, loss in terms:
+            check_number(f"the weight of {loss.label or type(loss).__name__}", weight)
         self.weights = [float(weight) for weight, _ in terms]
         self.losses = nn.ModuleList(loss for _, loss in terms)
         self.labels = _distinct([loss.label or type(loss).__name__ for _, loss in terms])
-        self.label = " + ".join(
-            label if weight == 1 else f"{weight:g}*{label}"
-            for weight, label in zip(self.weights, (loss.label for _, loss in terms), strict=True)
-        )
+        self.label = " + ".join(factor(weight) + (loss.label or type(loss).__name__) for weight, loss in terms)
         self.optimises = tuple(sorted({metric for _, loss in terms for metric in loss.optimises}))
         self.reference = any(loss.reference for _, loss in terms)
         self._share_networks()
@@ -38,7 +40,7 @@ class WeightedSum(Loss):
     def _share_networks(self) -> None:
         shared: dict[Hashable, Features] = {}
         for loss in self.losses:
-            if isinstance(loss, FeatureLoss):
+            if _is_plain(loss):
                 features = shared.setdefault(loss.distance.features.identity, loss.distance.features)
                 features.add_taps(loss.distance.features.taps)
                 loss.distance.features = features
@@ -46,7 +48,7 @@ class WeightedSum(Loss):
     @property
     def networks(self) -> dict[Hashable, Features]:
         """What the terms look through, once each."""
-        return {f.identity: f for f in (m.distance.features for m in self.losses if isinstance(m, FeatureLoss))}
+        return {f.identity: f for f in (m.distance.features for m in self.losses if _is_plain(m))}
 
     @property
     def min_size(self) -> int:  # type: ignore[override]
@@ -68,7 +70,7 @@ class WeightedSum(Loss):
         maps = {key: network(target, draws[key]) for key, network in self.networks.items()}
         data: list[Any] = []
         for loss in self._terms():
-            if isinstance(loss, FeatureLoss):
+            if _is_plain(loss):
                 key = loss.distance.features.identity
                 data.append(Seen(draws[key], loss.distance.prepare_maps(maps[key])))
             else:
@@ -80,7 +82,7 @@ class WeightedSum(Loss):
         maps = {}
         values = []
         for weight, loss, seen in zip(self.weights, self._terms(), data, strict=True):
-            if isinstance(loss, FeatureLoss):
+            if _is_plain(loss):
                 features = loss.distance.features
                 if features.identity not in maps:
                     maps[features.identity] = features(prediction, seen.draw)
@@ -96,6 +98,11 @@ class WeightedSum(Loss):
         prepared = self._prepared(prediction, target)
         values = torch.stack([v.mean() for v in self.compare_terms(prediction, prepared.data)])
         return values.sum(), dict(zip(self.labels, values.unbind(), strict=True))
+
+
+def _is_plain(loss: nn.Module) -> TypeGuard[FeatureLoss]:
+    """Whether it is features x distances and nothing more: a subclass may compare in a way of its own."""
+    return type(loss) is FeatureLoss
 
 
 def _flat(weight: float, loss: Loss) -> list[tuple[float, Loss]]:
