@@ -407,6 +407,7 @@ def test_a_loss_of_ones_own_needs_no_line_in_the_table(own, images):
     assert squared(*images).item() == pytest.approx(expected.item())
     assert veridical.loss(squared.label).label == squared.label
     assert veridical.losses.needs(f"{own}:Mine") == ()
+    assert veridical.losses.files(squared.label) == (own,)
     pickle.dumps(squared)
 
 

@@ -21,7 +21,7 @@ from veridical.core.errors import DataError, RecipeError, VeridicalError, Weight
 from veridical.core.files import atomic_write
 from veridical.degradations import TASKS, degradation
 from veridical.features import weights
-from veridical.losses import Loss, loss, needs
+from veridical.losses import Loss, files, loss, needs
 from veridical.metrics import Metric
 from veridical.metrics import needs as metric_needs
 from veridical.models import MODELS
@@ -249,9 +249,9 @@ def _build_losses(
 
 
 def _file_hash(spec: str) -> str:
-    """The hash of the file of a loss such as "my_file.py:MyLoss": its name stays when what it computes changes."""
-    path = Path(spec.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else ""
+    """The hash of the files of losses such as "my_file.py:MyLoss": the name stays when what it computes changes."""
+    contents = b"".join(path.read_bytes() for path in files(spec))
+    return hashlib.sha256(contents).hexdigest() if contents else ""
 
 
 def _build_metrics(

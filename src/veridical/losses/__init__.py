@@ -98,6 +98,11 @@ def needs(spec: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def files(spec: str) -> tuple[Path, ...]:
+    """The files of one's own that a spec reads losses from: what they compute may change while their names stay."""
+    return tuple(Path(term.name.rpartition(":")[0]) for term in _terms(spec, {}) if _is_file(term.name))
+
+
 def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Term]:
     if isinstance(spec, Mapping):
         terms = [_term(name, value) for name, value in spec.items()]
@@ -169,4 +174,4 @@ def _class_from(name: str) -> Callable[..., Loss]:
     return found
 
 
-__all__ = ["LOSSES", "FeatureLoss", "Loss", "LossEntry", "Prepared", "WeightedSum", "loss", "needs"]
+__all__ = ["LOSSES", "FeatureLoss", "Loss", "LossEntry", "Prepared", "WeightedSum", "files", "loss", "needs"]
