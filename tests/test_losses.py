@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import veridical
@@ -286,6 +287,16 @@ def test_terms_of_one_network_share_one_pass(images, network_file):
         alone = veridical.loss(name, weights=str(file), **({"net": "vgg"} if options else {}))
         shared = next(value for label, value in terms.items() if label.startswith(name))
         assert shared.item() == pytest.approx(float(weight or 1) * alone(prediction, target).item(), rel=1e-5)
+
+
+def test_a_network_from_two_files_is_named_twice(network_file, tmp_path):
+    first = network_file("alexnet")
+    tensors = load_file(first)
+    tensors["features.0.bias"] += 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    loss = veridical.loss(f"lpips(weights='{first}') + lpips(weights='{tmp_path / 'other.safetensors'}')")
+    assert len(loss.networks) == 2
+    assert len(set(loss.weight_hashes.values())) == 2
 
 
 def test_the_network_stops_at_the_last_tap(network_file):

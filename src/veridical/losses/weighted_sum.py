@@ -60,7 +60,12 @@ class WeightedSum(Loss):
 
     @property
     def weight_hashes(self) -> dict[str, str]:
-        return {name: value for loss in self._terms() for name, value in loss.weight_hashes.items()}
+        hashes: dict[str, str] = {}
+        for loss in self._terms():
+            for name, value in loss.weight_hashes.items():
+                same = hashes.get(name, value) == value
+                hashes[name if same else f"{name} ({value[:8]})"] = value  # one network from two files
+        return hashes
 
     def _terms(self) -> list[Loss]:
         return [loss for loss in self.losses if isinstance(loss, Loss)]
