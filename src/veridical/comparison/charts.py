@@ -52,7 +52,9 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Scatter:
+class Frame:
+    """Where the axes of a plot stand, in SVG units."""
+
     width: int
     height: int
     left: float
@@ -61,6 +63,10 @@ class Scatter:
     bottom: float
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True)
+class Scatter(Frame):
     marks: tuple[Mark, ...]
     off_chart: bool  # the degraded input lies too far away to be drawn
 
@@ -77,15 +83,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Curves:
-    width: int
-    height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+class Curves(Frame):
     curves: tuple[Curve, ...]
 
 
