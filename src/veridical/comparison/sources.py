@@ -19,7 +19,7 @@ from veridical.training.data import (
     TrainingSamples,
     evaluation_pairs,
     evaluation_photographs,
-    hold_out_pairs,
+    hold_out,
     pairs_in,
     photographs_in,
 )
@@ -64,7 +64,7 @@ def gather(recipe: Recipe, degradation: Degradation, observer: Observer, note: C
     settings, channels = recipe.training, recipe.model.channels
     trained, judged = _sides(recipe.data)
     if judged is None:
-        kept, held = hold_out_pairs(trained.items)
+        kept, held = hold_out(trained.items)
         listed = ", ".join(item.name for item in held[:5]) + (", ..." if len(held) > 5 else "")
         verb = "is" if len(held) == 1 else "are"
         note(f"no evaluation data was named, so {trained.count(len(held))} {verb} held out: {listed}")

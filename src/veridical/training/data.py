@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class Pair(NamedTuple):
     name: str
     degraded: Photograph
     sharp: Photograph
+
+
+Named = TypeVar("Named", Photograph, Pair)
 
 
 class EvaluationPair(NamedTuple):
@@ -109,8 +112,8 @@ def pairs_in(degraded: Path, sharp: Path) -> list[Pair]:
     return [Pair(name, left[name], right[name]) for name in left]
 
 
-def hold_out(items: Sequence[Photograph], count: int | None = None) -> tuple[list[Photograph], list[Photograph]]:
-    """Split one folder into (train, evaluate): the `count` whose names hash lowest are held out.
+def hold_out(items: Sequence[Named], count: int | None = None) -> tuple[list[Named], list[Named]]:
+    """Split photographs or pairs into (train, evaluate): the `count` whose names hash lowest are held out.
 
     The choice depends on the names alone, so a photograph added later rarely moves another.
 
@@ -126,13 +129,6 @@ def hold_out(items: Sequence[Photograph], count: int | None = None) -> tuple[lis
     ranked = sorted(items, key=lambda item: hashlib.blake2b(item.name.encode()).digest())
     held = {item.name for item in ranked[:count]}
     return [i for i in items if i.name not in held], [i for i in items if i.name in held]
-
-
-def hold_out_pairs(items: Sequence[Pair], count: int | None = None) -> tuple[list[Pair], list[Pair]]:
-    """`hold_out` for pairs."""
-    _, held = hold_out([pair.sharp for pair in items], count)
-    names = {photo.name for photo in held}
-    return [p for p in items if p.sharp.name not in names], [p for p in items if p.sharp.name in names]
 
 
 class Store:
