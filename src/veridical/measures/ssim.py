@@ -55,10 +55,11 @@ def ssim(prediction: Tensor, target: Tensor | Statistics, *, window_size: int = 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, without the reference code's downsampling. Positions where
             the window does not fit are left out, as in scikit-image. Computed in float32 or wider, autocast or not.
     """
-    if not isinstance(target, Statistics):
+    if isinstance(target, Tensor):
         check_pair(prediction, target, "ssim", min_size=window_size)
         target = describe(target, window_for(target, window_size, sigma_px))
-    check_pair(prediction, target.image, "ssim", min_size=len(target.window))
+    else:
+        check_pair(prediction, target.image, "ssim", min_size=len(target.window))
     with no_autocast(prediction):
         return _luminance_and_contrast(at_least_float32(prediction), target)[0].mean(1)
 
@@ -123,10 +124,11 @@ def ms_ssim(
     check_choice("negative of ms-ssim", negative, ("zero", "soft"))
     check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
     who = f"ms-ssim with {scales} scales (fewer scales need less)"
-    if not isinstance(target, list):
+    if isinstance(target, Tensor):
         check_pair(prediction, target, who, min_size=least_size(scales, window_size))
         target = pyramid(target, scales, window_for(target, window_size, sigma_px))
-    check_pair(prediction, target[0].image, who, min_size=least_size(scales, len(target[0].window)))
+    else:
+        check_pair(prediction, target[0].image, who, min_size=least_size(scales, len(target[0].window)))
     floor = _soft_floor if negative == "soft" else F.relu
     with no_autocast(prediction):
         level = at_least_float32(prediction)
