@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from veridical.comparison.restore import restore_tiled
-from veridical.comparison.statistics import INPUT
+from veridical.comparison.statistics import INPUT, SCHEMA
 from veridical.core.colour import as_rgb
 from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError
 from veridical.core.files import atomic_write, write_image
 from veridical.metrics import Metric, metric
 from veridical.training.data import EvaluationPair
 
-SCHEMA = {"image": pl.String, "loss": pl.String, "metric": pl.String, "value": pl.Float64}
 # Above this a whole image needs more memory than it is worth: it goes through the model in tiles.
 _WHOLE_PX = 4_000_000
 

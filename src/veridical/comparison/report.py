@@ -22,8 +22,8 @@ from rich.text import Text
 
 from veridical.comparison import charts, pictures
 from veridical.comparison.statistics import (
-    COLUMNS,
     INPUT,
+    SCHEMA,
     Analysis,
     Column,
     MetricSummary,
@@ -32,19 +32,13 @@ from veridical.comparison.statistics import (
 )
 from veridical.core.errors import DataError
 from veridical.core.files import atomic_write
+from veridical.metrics import METRICS
 
 DAGGER = "†"
 FEW_IMAGES = 10
 _NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 _TEMPLATES = Path(__file__).parent / "templates"
-_LABELS = {
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "ms-ssim": "MS-SSIM",
-    "lpips": "LPIPS",
-    "sharpness-q": "Sharpness Q",
-}
 _PERCEPTUAL = ("lpips", "ms-ssim", "ssim", "sharpness-q")  # for the plot, the first that was measured
 
 
@@ -181,36 +175,35 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _read_rows(run: Path) -> pl.DataFrame:
     parquet, csv = run / "rows.parquet", run / "rows.csv"
-    types = {"image": pl.String, "loss": pl.String, "metric": pl.String, "value": pl.Float64}
     try:
         if parquet.is_file():
             rows = pl.read_parquet(parquet)
         elif csv.is_file():
             # Without the types a photograph called 001 would be read as the number 1.
-            rows = pl.read_csv(csv, schema_overrides=types)
+            rows = pl.read_csv(csv, schema_overrides=SCHEMA)
         else:
             raise DataError(f"{run} has neither rows.parquet nor rows.csv. {_EXPECTED}, evaluated to the end.")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"the rows of {run} cannot be read ({error}). Evaluate the run again.") from error
-    missing = [c for c in COLUMNS if c not in rows.columns]
+    missing = [c for c in SCHEMA if c not in rows.columns]
     if missing:
         raise DataError(
-            f"the rows of {run} lack the column {missing[0]!r}. Expected {', '.join(COLUMNS)}; "
+            f"the rows of {run} lack the column {missing[0]!r}. Expected {', '.join(SCHEMA)}; "
             f"found {', '.join(rows.columns)}."
         )
     if rows.is_empty():
         raise DataError(f"the rows of {run} are empty. Expected one row per image, loss and metric.")
-    return rows.select([pl.col(c).cast(t) for c, t in types.items()])
+    return rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
 
 
 def _column(metric: dict[str, Any], rows: pl.DataFrame) -> Column:
     """A metric of comparison.json; the rows call it by its label (with its options) or by its name."""
     name, label = str(metric["name"]), str(metric.get("label") or metric["name"])
     key = label if label in set(rows["metric"].to_list()) else name
-    base, bracket, options = label.partition("(")
+    base, bracket, options = (part.strip() for part in label.partition("("))
     return Column(
         name=key,
-        label=_LABELS.get(base.strip(), base.strip()) + (f" ({options}" if bracket else ""),
+        label=(METRICS[base].label if base in METRICS else base) + (f" ({options}" if bracket else ""),
         higher_is_better=bool(metric["higher_is_better"]),
         unit=str(metric.get("unit") or ""),
         reference=bool(metric.get("reference", True)),

@@ -16,7 +16,8 @@ from scipy import stats
 
 INPUT = "input"  # the row of the degraded image itself
 LEVEL = 0.05  # a corrected p below this is called significant
-COLUMNS = ("image", "loss", "metric", "value")
+# The columns of the rows of a run, on disk too.
+SCHEMA = {"image": pl.String, "loss": pl.String, "metric": pl.String, "value": pl.Float64}
 
 _SMALLEST = 1e-6  # floor of a divisor: a perfect LPIPS of 0 must not divide by zero
 
@@ -180,7 +181,7 @@ def arrange(rows: pl.DataFrame, losses: Sequence[str], columns: Sequence[Column]
     place = {name: i for i, name in enumerate(names)}
     at = {image: j for j, image in enumerate(images)}
     of = {column.name: k for k, column in enumerate(columns)}
-    for image, loss, metric, value in rows.select(COLUMNS).iter_rows():
+    for image, loss, metric, value in rows.select(list(SCHEMA)).iter_rows():
         if loss in place and metric in of and value is not None:
             cube[place[loss], at[image], of[metric]] = value
 
