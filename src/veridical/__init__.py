@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from veridical import degradations, losses, metrics, models
-from veridical.core.catalog import call, lookup, parse
+from veridical.core.catalog import call, lookup, parse_one
 from veridical.core.errors import VeridicalError
 from veridical.degradations import DEGRADATIONS, TASKS, degradation
 from veridical.losses import LOSSES, Loss, loss
@@ -29,9 +29,7 @@ def model(spec: str, **options: Any) -> nn.Module:
 
     Errors: UnknownName for a name or an option that there is not, with the nearest one.
     """
-    term, *more = parse(spec, "model")
-    if more or term.weight != 1:
-        raise VeridicalError(f"the model {spec!r} is a sum. Expected one, such as 'unet(levels=2)'.")
+    term = parse_one(spec, "model", "unet(levels=2)")
     return call(lookup(MODELS, term.name, "model"), {**term.options, **options}, f"model {term.name!r}")
 
 

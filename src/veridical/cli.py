@@ -164,11 +164,6 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     _console().print(table)
 
 
-def _summary(thing: object) -> str:
-    """The first line of a docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
-
-
 def _print_entry(name: str, build: Callable[..., Any], notes: Sequence[str]) -> None:
     """One entry of a table in full: its docstring and its options with their defaults."""
     print(name)
@@ -245,7 +240,9 @@ def list_degradations(
     if name is not None:
         _print_entry(name, catalog.lookup(DEGRADATIONS, name, "degradation"), [])
         return
-    _print_table("Degradations", ("name", "what it does"), [(n, _summary(d)) for n, d in DEGRADATIONS.items()])
+    _print_table(
+        "Degradations", ("name", "what it does"), [(n, catalog.summary_of(d)) for n, d in DEGRADATIONS.items()]
+    )
     rows = [(name, task.summary, task.degradation, task.model) for name, task in TASKS.items()]
     _print_table("Tasks", ("name", "what is mended", "degradation", "model"), rows)
     print("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
@@ -260,7 +257,9 @@ def list_models(name: Annotated[str | None, typer.Argument(help="Show this model
     if name is not None:
         _print_entry(name, catalog.lookup(MODELS, name, "model"), [])
         return
-    _print_table("Models", ("name", "what it is"), [(name, _summary(model)) for name, model in MODELS.items()])
+    _print_table(
+        "Models", ("name", "what it is"), [(name, catalog.summary_of(model)) for name, model in MODELS.items()]
+    )
     print("Options of one: veridical models NAME")
 
 

@@ -166,10 +166,8 @@ def _provenance(contenders: Sequence[Contender]) -> str:
 def _build_model(recipe: Recipe, default: str) -> tuple[str, dict[str, Any], nn.Module]:
     """Name, options, and the model of the recipe with its initial weights: the same for every loss."""
     spec = recipe.model.name or default
-    terms = catalog.parse(spec, "model")
-    if len(terms) != 1 or terms[0].weight != 1:
-        raise RecipeError(f"the model {spec!r} is a sum. Expected one name with its options, such as 'unet(levels=3)'.")
-    name, options = terms[0].name, dict(terms[0].options)
+    term = catalog.parse_one(spec, "model", "unet(levels=3)")
+    name, options = term.name, dict(term.options)
     options["channels"] = recipe.model.channels
     if recipe.model.width is not None:
         options["width"] = recipe.model.width

@@ -61,6 +61,11 @@ def options_of(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(build).parameters.items() if p.kind in by_keyword}
 
 
+def summary_of(thing: object) -> str:
+    """The first line of a docstring: what a table says of its entry."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
 def call(build: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
     """build(**options); an option that `build` does not have is an error that suggests the nearest one."""
     known = options_of(build)
@@ -131,6 +136,18 @@ def parse(spec: str, what: str = "loss") -> list[Term]:
             raise VeridicalError(f"{weight!r} in the {what} {spec!r} is not a number.") from None
         terms.append(Term(match["name"], value, _options(match["options"], spec, what)))
     return terms
+
+
+def parse_one(spec: str, what: str, example: str) -> Term:
+    """Read a spec that must name one thing, unweighted.
+
+    >>> parse_one("unet(levels=2)", "model", "unet").options
+    {'levels': 2}
+    """
+    term, *more = parse(spec, what)
+    if more or term.weight != 1:
+        raise VeridicalError(f"expected one {what}, such as {example!r}, but got {spec!r}.")
+    return term
 
 
 def _split(text: str, separator: str, what: str) -> list[str]:

@@ -1,7 +1,6 @@
 """The table of losses. A new loss is one file and one line here; one of your own needs neither: "my_file.py:MyLoss"."""
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from veridical.core.catalog import Term, call, lookup, parse
+from veridical.core.catalog import Term, call, lookup, parse, summary_of
 from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
@@ -37,7 +36,7 @@ class LossEntry:
 
     @property
     def summary(self) -> str:
-        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+        return summary_of(self.build)
 
 
 LOSSES: dict[str, LossEntry] = {

@@ -1,6 +1,5 @@
 """The table of metrics: a measure with its direction, unit and range, applied as papers do (RGB or Y, border cut)."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from veridical.core.catalog import Term, call, lookup, options_of, parse, unknown
+from veridical.core.catalog import Term, call, lookup, options_of, parse_one, summary_of, unknown
 from veridical.core.colour import luma, luma_studio
-from veridical.core.errors import VeridicalError
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
 from veridical.distances import lpips_distance, lpips_needs
 from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
 from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
+
+EXAMPLE = "psnr(channel=y)"
 
 Measure = Callable[..., Tensor]
 
@@ -99,7 +99,7 @@ class MetricEntry:
 
     @property
     def summary(self) -> str:
-        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+        return summary_of(self.build)
 
 
 METRICS: dict[str, MetricEntry] = {
@@ -107,7 +107,7 @@ METRICS: dict[str, MetricEntry] = {
     "ssim": MetricEntry(_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
     "ms-ssim": MetricEntry(_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
     "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
-    "sharpness-q": MetricEntry(_sharpness_q, "Q", higher_is_better=True, range="[0, inf)", reference=False),
+    "sharpness-q": MetricEntry(_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False),
 }
 
 
@@ -161,10 +161,8 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
             (full-range BT.601). border: px cut from each side first. options: of the metric itself.
     Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
     """
-    terms = parse(spec, "metric")
-    if len(terms) != 1 or terms[0].weight != 1:
-        raise VeridicalError(f"expected one metric, such as 'psnr(channel=y)', but got {spec!r}.")
-    name, given = terms[0].name, {**terms[0].options, **options}
+    term = parse_one(spec, "metric", EXAMPLE)
+    name, given = term.name, {**term.options, **options}
     if channel is not None:
         given["channel"] = channel
     if border is not None:
@@ -185,7 +183,7 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
 
 def needs(spec: str) -> tuple[str, ...]:
     """Names of the pretrained weights that a metric spec needs, without building it."""
-    term = parse(spec, "metric")[0]
+    term = parse_one(spec, "metric", EXAMPLE)
     return lookup(METRICS, term.name, "metric").needs(term.options)
 
 
