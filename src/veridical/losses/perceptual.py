@@ -57,7 +57,13 @@ def vgg16(
 ) -> FeatureLoss:
     """VGG16 perceptual loss: mean squared difference of the features at four depths. More detail, also invented detail.
 
+    Formula: Σ_k λ_k mean (φ_k(x̂) - φ_k(x))², φ_k: the features at tap k, λ_k from tap_weights.
     Range:  [0, inf), in squared feature units for distance=l2, else in feature units.
+    Use:    to bring back texture that pixel losses smooth away: 0.8*l2 + 0.2*vgg16. It sees structure over many px.
+    Weak:   it compares position by position, so that it still averages; pushed further it makes grid patterns and other
+            artefacts. Different images can have the same features, so it needs a pixel term: alone it lost 5 dB against
+            L2 on a 5x5 box blur. Its features are of ImageNet's classes. Heavy in time and memory. Values of the taps
+            differ tenfold and more, so tap_weights matter.
     Args:   taps: layer names, conv1_1 ... pool5. tap_weights: one number per tap (1 each).
             distance: l1, l2, charbonnier or wasserstein. normalisation: "imagenet", or "none" for raw [0, 1], which
             reproduces the VGG rows of the Stochastic Perceptual Loss comparison. clamp: clip inputs to [0, 1].
@@ -79,7 +85,10 @@ def vgg19(
 ) -> FeatureLoss:
     """VGG19 perceptual loss; `vgg19(taps=conv5_4, distance=l1)` is ESRGAN's.
 
+    Formula: Σ_k λ_k mean (φ_k(x̂) - φ_k(x))², φ_k: the features at tap k, λ_k from tap_weights.
     Range:  [0, inf), in squared feature units for distance=l2, else in feature units.
+    Use:    to follow SRGAN and ESRGAN, whose perceptual terms it is; else vgg16 does the same for less.
+    Weak:   those of vgg16. Deep taps such as conv5_4 hold little of colour and fine detail: they need a pixel term.
     Args:   as vgg16; taps: layer names, conv1_1 ... pool5, by default the last ReLU of the first four blocks, as for
             VGG16. weights: file to read VGG19 from.
     Source: Ledig et al. 2017, arXiv:1609.04802; Wang et al. 2018, arXiv:1809.00219.
@@ -91,7 +100,14 @@ def vgg19(
 def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None) -> FeatureLoss:
     """LPIPS 0.1: learned perceptual distance. Alone it leaves grid patterns; add it to a pixel loss.
 
+    Formula: Σ_k mean over positions of Σ_c w_kc (u_k(x̂) - u_k(x))²_c, u_k = φ_k / |φ_k| over the channels, w learned
+            from what people judged similar.
     Range:  [0, inf), about 1 for unrelated images.
+    Use:    when the result should look right to people: 0.8*l2 + 0.2*lpips had the best LPIPS under camera shake with
+            noise. Also as a metric; then trust it less for a model that was trained on it.
+    Weak:   unit length hides the strength of features, so that other images reach the same value: alone it had the
+            lowest PSNR of all twelve losses (23.4 dB to L2's 32.0 on a 5x5 box blur), and grids, most with net=alex,
+            whose first layer steps by 4 px. Blind to overshoot with clamp.
     Args:   net: alex, vgg or squeeze. clamp: clip inputs to [0, 1] first, as the Stochastic Perceptual Loss comparison
             does (the gradient of overshoot is then 0). weights: file to read the backbone from.
     Source: Zhang et al. 2018, arXiv:1801.03924. Inputs here are [0, 1]; the original wants [-1, 1].
@@ -116,7 +132,13 @@ def pdl(
     paper does, such as "l1 + 0.003*pdl" (the paper tries weights from 0.001 to 0.02). This is the second term of the
     paper's equation 5, with the projection Id.
 
+    Formula: mean over features j and ranks i of |s_i(φ_j(x̂)) - s_i(φ_j(x))|^p, s: a feature's values over all
+            positions, sorted.
     Range:  [0, inf), in feature units.
+    Use:    beside l1, with a weight from 0.001 to 0.02: texture and grain for little PSNR. Under camera shake with
+            noise l1 + 0.01*pdl took a fifth off L1's LPIPS for 0.17 dB.
+    Weak:   alone it keeps nothing in its place. It compares one feature at a time, not how they occur together. Its
+            sort sees the whole crop: the crop's size decides how local it is, and λ depends on the reductions.
     Args:   network: vgg16, vgg19 or alexnet. taps: layer names; the paper says "conv4", which we take for conv4_3
             before its ReLU.
             order: p of the distance. positions, projections: "mean" or "sum"; see `distances.wasserstein`.

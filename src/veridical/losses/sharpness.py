@@ -11,10 +11,15 @@ class SharpnessQLoss(Loss):
     """How much less sharp than the target: Q(target) - Q(prediction). Only beside a pixel loss: l1 + 0.01*sharpness-q.
 
     Q needs no reference; Q(target) is a constant that makes the loss 0 at the target: the gradient is the paper's -Q.
-    Unbounded below: it rewards noise and ringing as much as detail. The paper's weights lie between 0.001 and 0.1 and
-    ring from 0.5 up.
 
+    Formula: Q(x) - Q(x̂); Q = Σ s1 R over the 8x8 patches with R > tau, / their number in all. s1 >= s2: singular
+            values of a patch's 64 x 2 matrix of luma gradients, R = (s1 - s2) / (s1 + s2).
     Range:  (-inf, Q(target)].
+    Use:    to sharpen what L1 has learned, with a small weight: the paper's lie between 0.001 and 0.1, and at 0.01 it
+            raises PSNR and Q on a 5x5 box blur.
+    Weak:   unbounded below: noise and ringing raise Q as much as detail does. In the paper, weights above 0.5 ring
+            severely and 0.1 costs 1.4 dB. Blind to colour, and to what is shown: alone it leads anywhere that is
+            sharper.
     Args:   variant: "singular" (the paper) or "released" (its code); one's weight does not suit the other.
     Source: Aurangabadkar, Ramsook, Kokaram 2024, "A Sharpness Based Loss Function for Removing Out-of-Focus Blur".
     """

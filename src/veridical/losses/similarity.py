@@ -22,7 +22,13 @@ from veridical.measures.ssim import (
 class SSIMLoss(Loss):
     """1 - SSIM: local mean, contrast and structure in an 11 px Gaussian window.
 
+    Formula: 1 - mean (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)), C1 = 0.01², C2 = 0.03²; means,
+            variances and covariance in the window, per channel.
     Range:  [0, 2].
+    Use:    where structure counts more than exact brightness or colour; beside l1, which keeps colour and brightness.
+    Weak:   each channel by itself, so it hardly sees colour casts; little gradient at strong edges, where the variances
+            are large. Where the truth cannot be known it blurs as pixel losses do. One scale: what is right depends on
+            the viewing distance, and splotches wider than the window pass.
     Args:   window_size, sigma_px: the Gaussian window.
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861; as a loss: Zhao et al. 2017, arXiv:1511.08861.
     """
@@ -45,7 +51,12 @@ class SSIMLoss(Loss):
 class MSSSIMLoss(Loss):
     """1 - MS-SSIM: structural similarity at five scales; forgiving about noise and brightness.
 
+    Formula: 1 - Π_k CS_k^w_k · SSIM_5^w_5, CS = (2 σxy + C2) / (σx² + σy² + C2) at halved sizes, w = (0.0448, 0.2856,
+            0.3001, 0.2363, 0.1333); product per channel, then the mean.
     Range:  [0, 1]. Its gradient does not vanish where contrast is inverted (see `ms_ssim`, negative="soft").
+    Use:    as ssim, when one scale is too few; with L1 for colour, see ms-ssim-l1.
+    Weak:   changes of brightness and shifts of colour cost it little (Zhao et al. 2017). The finest scale has a weight
+            of 0.04, so that fine grain and noise are nearly free. Needs large crops: 161 px for five scales.
     Args:   scales: 1 to 5; five need crops of at least 161 px, three need 41 px. window_size, sigma_px: the window.
     Source: Wang, Simoncelli, Bovik 2003; as a loss: Zhao et al. 2017, arXiv:1511.08861.
     """
@@ -70,7 +81,11 @@ class MSSSIMLoss(Loss):
 class MSSSIML1Loss(MSSSIMLoss):
     """alpha (1 - MS-SSIM) + (1 - alpha) L1: structure from one, colour and brightness from the other.
 
+    Formula: alpha (1 - MS-SSIM(x̂, x)) + (1 - alpha) mean |x̂ - x|.
     Range:  [0, inf).
+    Use:    where no pretrained network is wanted: the best of Zhao's hand-made losses by objective metrics.
+    Weak:   no texture where the truth cannot be known: under camera shake with noise its LPIPS was no better than L1's
+            (docs/results.md). The two parts differ in scale, so alpha is no share of influence. Needs large crops.
     Args:   alpha: 0.84 in the paper. scales, window_size, sigma_px: as for ms-ssim.
     Source: Zhao et al. 2017, arXiv:1511.08861, with the plain L1 of MDF's comparison (Mustafa et al. 2022); Zhao
             weights L1 by the coarsest Gaussian window.
