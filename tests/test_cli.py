@@ -156,7 +156,7 @@ def test_tables_list_every_name(command: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "name", "words"),
     [
-        ("losses", "lpips", ["Needs the weights: alexnet", "Optimises: lpips", "net = 'alex'"]),
+        ("losses", "lpips", ["the alexnet weights", "Optimises", "net='alex'"]),
         ("metrics", "psnr", ["channel = 'rgb'", "border = 0"]),
         ("degradations", "box-blur", ["size = 5"]),
         ("models", "unet", ["width = 16", "levels = 4"]),

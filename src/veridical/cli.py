@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 from veridical import __version__
 from veridical.core import catalog
 from veridical.core.errors import VeridicalError
+
+if TYPE_CHECKING:
+    from veridical.losses.reference import Reference
 
 try:
     import rich.box
@@ -183,15 +186,16 @@ def _print_entry(name: str, build: Callable[..., Any], notes: Sequence[str]) -> 
 @_guarded
 def list_losses(
     name: Annotated[str | None, typer.Argument(help="Show this loss in full.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all losses, docs/losses.md.")] = False,
 ) -> None:
-    """List the losses, or show one with its options."""
-    from veridical.losses import LOSSES
+    """List the losses, or show one: its formula, when to use it, where it is weak, its options, what it costs."""
+    from veridical.losses import LOSSES, reference
 
+    if markdown:
+        print(reference.markdown(), end="")
+        return
     if name is not None:
-        entry = catalog.lookup(LOSSES, name, "loss")
-        optimises = f"Optimises: {', '.join(entry.optimises)}." if entry.optimises else ""
-        needs = f"Needs the weights: {', '.join(entry.needs({}))}." if entry.needs({}) else ""
-        _print_entry(name, entry.build, [note for note in (needs, optimises) if note])
+        _print_loss(reference.reference(name), LOSSES[name].kernel())
         return
     rows = [
         (name, entry.summary, ", ".join(entry.needs({})) or "-", ", ".join(entry.optimises) or "-")
@@ -199,6 +203,38 @@ def list_losses(
     ]
     _print_table("Losses", ("name", "what it is", "needs weights", "optimises"), rows)
     print("Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)'. Options of one: veridical losses NAME")
+
+
+def _print_loss(known: "Reference", kernel: str) -> None:
+    """A loss in full, in two columns that fit 80 characters."""
+    from veridical.losses import reference
+
+    options = ", ".join(f"{option}={default}" for option, default in known.options.items())
+    facts = {
+        "Formula": known.formula,
+        "Range": known.range,
+        "Use": known.use,
+        "Weak": known.weak,
+        "Options": options or "none",
+        "": known.args,
+        "Needs": known.needs,
+        "Optimises": ", ".join(known.optimises),
+        "Cost": reference.cost(known) + (f" ({reference.measured_on()})" if known.cost is not None else ""),
+        "Computed by": kernel,
+        "Source": known.source,
+    }
+    grid = rich.table.Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in facts.items():
+        if text:
+            grid.add_row(label, rich.text.Text(text))
+    console = rich.console.Console(width=min(_console().width, 100) if sys.stdout.isatty() else 80, highlight=False)
+    console.print(rich.text.Text(known.name, style="bold"))
+    for paragraph in filter(None, [known.summary, *known.text.split("\n")]):
+        console.print(rich.text.Text(paragraph))
+        console.print()
+    console.print(grid)
 
 
 @app.command("metrics")

@@ -26,13 +26,16 @@ from veridical.losses.weighted_sum import WeightedSum
 class LossEntry:
     """One line of the table.
 
-    Attributes: build: keyword options -> Loss; its docstring describes the loss.
+    Attributes: build: keyword options -> Loss; its docstring describes the loss (see reference.py).
                 optimises: the metrics that it optimises directly. needs: options -> names of pretrained weights.
+                extra: what to install for it, such as "clip". kernel: -> which code computes it on this machine.
     """
 
     build: Callable[..., Loss]
     optimises: tuple[str, ...] = ()
     needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+    extra: str = ""
+    kernel: Callable[[], str] = lambda: "PyTorch"
 
     @property
     def summary(self) -> str:

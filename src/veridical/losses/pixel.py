@@ -20,7 +20,7 @@ def l1() -> FeatureLoss:
     Use:    the pixel term beside a perceptual one: it holds colour, brightness and content in their place, and a few
             wrong pixels do not rule it. Alone where the damage can nearly be undone.
     Weak:   its best answer is the median of all that could have been there, which is blurred where much could: it sees
-            neither structure nor texture, and a shift of one pixel costs as much as noise. Its gradient has one size
+            neither structure nor texture: a shift of one pixel can cost more than noise. Its gradient has one size
             however small the error, so the learning rate must fall for it to settle.
     Source: against L2 in restoration: Zhao et al. 2017, arXiv:1511.08861.
     """

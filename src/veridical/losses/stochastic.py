@@ -11,7 +11,7 @@ _TEXTS = {
     "a": "block 1 is re-drawn at every step, the others keep their first random values",
     "b": "as A, without the four max-pools",
     "c": "all four blocks are re-drawn at every step",
-    "d": "nothing is re-drawn. D differs from A in the scale of block 1 as well as in randomness: a confound",
+    "d": "nothing is re-drawn",
 }
 
 _USES = {
@@ -46,7 +46,7 @@ def _family(variant: str, last: bool) -> Callable[..., FeatureLoss]:
     build.__doc__ = f"""Stochastic Perceptual Loss {variant.upper()}{", last block" if last else ""}: {_TEXTS[variant]}.
 
     L1 between the maps of a small random network (4 x Conv3x3-LeakyReLU-MaxPool, 3-8-16-32-64); {weights}.
-    {_DRAWS if redraw else "Every forward, in training mode too, sees the same network."}
+    {_DRAWS if redraw else "It differs from A in the scale of block 1 as well as in randomness: a confound."}
 
     Formula: {"L1(φ4(x̂), φ4(x))" if last else "Σ_k λ_k L1(φ_k(x̂), φ_k(x)), λ = (1, 2, 4, 8)"}, φ_k: after block k.
     Range:  [0, inf), about the scale of the pixels.
