@@ -24,6 +24,8 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
     ("lpips", {"net": "vgg"}),
     ("lpips", {"net": "squeeze"}),
     ("pdl", {"order": 2.0}),
+    ("pdl", {"projection": "r2p", "k": 2}),
+    ("pdl", {"projection": "rsp", "redraw": True}),
     (
         "vgg16",
         {"taps": ("conv1_1", "pool2"), "tap_weights": (1.0, 0.5), "distance": "l1", "normalisation": "none"},
@@ -186,6 +188,40 @@ class _Watch(TorchDispatchMode):
         if on_cpu or "_local_scalar_dense" in str(function):
             self.found.append(str(function))
         return result
+
+
+def test_part_by_part_is_the_same_as_all_at_once(loss, images):
+    """Values and the gradient of each image, with weights of the images that only the caller knows. In float64:
+    rounding decides which of two equal pixels a pool takes."""
+    if loss.random:
+        pytest.skip("a random loss looks at the whole batch through one draw")
+    loss, images = copy.deepcopy(loss), [image.double() for image in images]
+    loss.by_image = False
+    found = [_values_and_gradient(loss, *images)]
+    loss.by_image, loss.images_at_once = True, 1
+    found.append(_values_and_gradient(loss, *images))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9 * whole.abs().max().item())
+
+
+def _values_and_gradient(loss, prediction, target):
+    image = prediction.clone().requires_grad_()
+    values = loss(image, target, reduction="none")
+    (values * torch.tensor([2.0, -3.0])).sum().backward()
+    return values.detach(), image.grad
+
+
+def test_memory_does_not_grow_with_the_batch(network_file):
+    """What autograd keeps between the forward and the backward pass: the gradient, whatever the network."""
+    loss = veridical.loss("vgg16", weights=str(network_file("vgg16")))
+    image = torch.rand(4, 3, 32, 32, requires_grad=True)
+    value = loss(image, torch.rand(4, 3, 32, 32))
+    kept, waiting = [], [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        kept += getattr(node, "saved_tensors", ())
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    assert [each.shape for each in kept] == [image.shape]
 
 
 def test_can_be_copied_and_pickled(loss, images):

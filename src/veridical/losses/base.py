@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from veridical.core.image import check_image, check_pair
 from veridical.core.options import check_choice
@@ -12,13 +13,21 @@ from veridical.distances import FeatureDistance
 
 REDUCTIONS = ("mean", "none")
 
+# How many pixels a loss that works by image looks at together on a CPU: one image of 256x256. More do not fit in its
+# caches, and are slower as well as larger.
+PASS_PX = 256 * 256
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A target that a loss has looked at once: `loss(prediction, loss.prepare(target))`. maker: which loss that was."""
+    """A target that a loss has looked at once: `loss(prediction, loss.prepare(target))`.
+
+    Attributes: parts: what `prepare_target` made of each `images_at_once` images. maker: which loss that was.
+    """
 
     target: Tensor
-    data: Any
+    parts: tuple[Any, ...]
+    images_at_once: int
     maker: str
 
 
@@ -36,6 +45,11 @@ class Loss(nn.Module):
         reference: False when the value at the target is not where the gradient leads (sharpness).
         optimises: metrics that this loss optimises directly: a comparison marks those cells.
         weight_hashes: sha256 of each frozen network that it looks through.
+        by_image: whether it needs so much memory that a batch is worked through a few images at a time. The gradient of
+            each part is then taken before the next part is looked at, so that memory does not grow with the batch.
+            Possible because images do not influence each other.
+        images_at_once: how many those are. None: on a CPU as many as have PASS_PX pixels; elsewhere, and when compiled,
+            the whole batch at once.
 
     A subclass defines `prepare_target` (what depends on the target alone; runs without a graph) and `compare`.
     """
@@ -46,6 +60,8 @@ class Loss(nn.Module):
     reference: bool = True
     optimises: tuple[str, ...] = ()
     reduction: str = "mean"
+    by_image: bool = False
+    images_at_once: int | None = None
 
     @property
     def weight_hashes(self) -> dict[str, str]:
@@ -58,30 +74,85 @@ class Loss(nn.Module):
         """-> (N,). `data` is what `prepare_target` returned."""
         raise NotImplementedError("a subclass of Loss defines compare")
 
+    @property
+    def labels(self) -> list[str]:
+        """Of its terms: for all but a sum, itself."""
+        return [self.label or type(self).__name__]
+
+    def compare_terms(self, prediction: Tensor, data: Any) -> list[Tensor]:
+        """The weighted terms that add up to `compare`, each (N,)."""
+        return [self.compare(prediction, data)]
+
     def prepare(self, target: Tensor) -> Prepared:
         """Look at the target once; the result may be used for many predictions."""
         check_image(target, self._who, min_size=self.min_size, channels=(1, 3))
-        target = target.detach()  # `no_grad` alone lets a graph through where the target itself is kept
-        with torch.no_grad():
-            return Prepared(target, self.prepare_target(target), self._who)
+        size = self._images_at_once(target)
+        return Prepared(target.detach(), tuple(map(self._prepare_part, target.split(size))), size, self._who)
 
     def forward(self, prediction: Tensor, target: Tensor | Prepared, *, reduction: str | None = None) -> Tensor:
-        prepared = self._prepared(prediction, target)
-        return self._reduce(self.compare(prediction, prepared.data), reduction)
+        return self._reduce(self._evaluate(prediction, target)[0], reduction)
 
     def with_terms(self, prediction: Tensor, target: Tensor | Prepared) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar, and the weighted terms that add up to it, by label."""
-        total = self(prediction, target, reduction="mean")
-        return total, {self.label: total}
+        """The scalar, and the weighted terms that add up to it, by label; the terms are for looking at, without a
+        graph."""
+        values, terms = self._evaluate(prediction, target)
+        return values.mean(), dict(zip(self.labels, terms.detach().mean(1).unbind(), strict=True))
 
-    def _prepared(self, prediction: Tensor, target: Tensor | Prepared) -> Prepared:
+    def terms(self, prediction: Tensor, target: Tensor | Prepared) -> dict[str, Tensor]:
+        """The weighted terms, each with a graph of its own: for the gradient of a single one. Needs more memory than
+        `with_terms`."""
+        terms = self._evaluate(prediction, target, at_once=False)[1]
+        return dict(zip(self.labels, terms.mean(1).unbind(), strict=True))
+
+    def _evaluate(
+        self, prediction: Tensor, target: Tensor | Prepared, *, at_once: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Values (N,) and weighted terms (T, N). at_once: the gradient of each part may be taken before the next part;
+        the terms then have no graph."""
         image = target.target if isinstance(target, Prepared) else target
         check_pair(prediction, image, self._who, min_size=self.min_size, channels=(1, 3))
-        if not isinstance(target, Prepared):
-            return self.prepare(target)
-        if target.maker != self._who:
+        if isinstance(target, Prepared) and target.maker != self._who:
             raise ValueError(f"{self._who} was given a target that {target.maker} prepared; call its own prepare.")
-        return target
+        size = target.images_at_once if isinstance(target, Prepared) else self._images_at_once(image)
+        at_once = at_once and self._takes_gradients_at_once(prediction)
+        found, gradients = [], []
+        for k, (part, part_image) in enumerate(zip(prediction.split(size), image.split(size), strict=True)):
+            data = target.parts[k] if isinstance(target, Prepared) else self._prepare_part(part_image)
+            if not at_once:
+                found.append(torch.stack(self.compare_terms(part, data)))
+                continue
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                terms = torch.stack(self.compare_terms(leaf, data))
+                gradients += torch.autograd.grad(terms.sum(), leaf)
+            found.append(terms.detach())
+        terms = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        values = terms.sum(0)
+        if at_once:
+            values = _WithGradient.apply(prediction, values, torch.cat(gradients))
+        return values, terms
+
+    def _prepare_part(self, target: Tensor) -> Any:
+        with torch.no_grad():
+            return self.prepare_target(target.detach())  # `no_grad` alone lets a graph through where it is kept
+
+    def _works_by_image(self, image: Tensor) -> bool:
+        if not self.by_image or self.random or torch.compiler.is_compiling():
+            return False
+        return image.device.type == "cpu" or self.images_at_once is not None
+
+    def _images_at_once(self, image: Tensor) -> int:
+        if not self._works_by_image(image):
+            return max(1, len(image))
+        return self.images_at_once or max(1, PASS_PX // (image.shape[-2] * image.shape[-1]))
+
+    def _takes_gradients_at_once(self, prediction: Tensor) -> bool:
+        if not (torch.is_grad_enabled() and prediction.requires_grad and self._works_by_image(prediction)):
+            return False
+        device = prediction.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        # In float16, gradients that lack the scaler's factor vanish.
+        return not (autocast and torch.get_autocast_dtype(device) == torch.float16)
 
     def _reduce(self, values: Tensor, reduction: str | None) -> Tensor:
         if values.ndim != 1:
@@ -95,12 +166,29 @@ class Loss(nn.Module):
         return f"the loss {self.label!r}" if self.label else type(self).__name__
 
 
+class _WithGradient(torch.autograd.Function):
+    """Values (N,) whose gradient with respect to the prediction is known already: value n depends on image n alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, prediction: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        del prediction
+        ctx.save_for_backward(gradient)
+        return values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[:, None, None, None]).to(gradient.dtype), None, None
+
+
 class FeatureLoss(Loss):
     """Features × distances as a loss: L(x̂, x) = Σ_k λ_k · d_k(φ_k(x̂), φ_k(x))."""
 
     def __init__(self, distance: FeatureDistance) -> None:
         super().__init__()
         self.distance = distance
+        self.by_image = bool(self.weight_hashes)  # pretrained networks are large
 
     @property
     def min_size(self) -> int:  # type: ignore[override]
@@ -108,7 +196,7 @@ class FeatureLoss(Loss):
 
     @property
     def random(self) -> bool:  # type: ignore[override]
-        return self.distance.features.random
+        return self.distance.random
 
     @property
     def weight_hashes(self) -> dict[str, str]:

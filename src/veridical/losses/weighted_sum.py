@@ -11,7 +11,7 @@ from veridical.core.catalog import factor
 from veridical.core.options import check_number
 from veridical.distances import Seen
 from veridical.features import Features
-from veridical.losses.base import FeatureLoss, Loss, Prepared
+from veridical.losses.base import FeatureLoss, Loss
 
 
 class WeightedSum(Loss):
@@ -31,10 +31,11 @@ class WeightedSum(Loss):
             check_number(f"the weight of {loss.label or type(loss).__name__}", weight)
         self.weights = [float(weight) for weight, _ in terms]
         self.losses = nn.ModuleList(loss for _, loss in terms)
-        self.labels = _distinct([loss.label or type(loss).__name__ for _, loss in terms])
+        self._labels = _distinct([loss.label or type(loss).__name__ for _, loss in terms])
         self.label = " + ".join(factor(weight) + (loss.label or type(loss).__name__) for weight, loss in terms)
         self.optimises = tuple(sorted({metric for _, loss in terms for metric in loss.optimises}))
         self.reference = any(loss.reference for _, loss in terms)
+        self.by_image = any(loss.by_image for _, loss in terms)
         self._share_networks()
 
     def _share_networks(self) -> None:
@@ -67,6 +68,10 @@ class WeightedSum(Loss):
                 hashes[name if same else f"{name} ({value[:8]})"] = value  # one network from two files
         return hashes
 
+    @property
+    def labels(self) -> list[str]:
+        return self._labels
+
     def _terms(self) -> list[Loss]:
         return [loss for loss in self.losses if isinstance(loss, Loss)]
 
@@ -83,7 +88,6 @@ class WeightedSum(Loss):
         return data
 
     def compare_terms(self, prediction: Tensor, data: list[Any]) -> list[Tensor]:
-        """Each weighted term, (N,)."""
         maps = {}
         values = []
         for weight, loss, seen in zip(self.weights, self._terms(), data, strict=True):
@@ -98,11 +102,6 @@ class WeightedSum(Loss):
 
     def compare(self, prediction: Tensor, data: list[Any]) -> Tensor:
         return torch.stack(self.compare_terms(prediction, data)).sum(0)
-
-    def with_terms(self, prediction: Tensor, target: Tensor | Prepared) -> tuple[Tensor, dict[str, Tensor]]:
-        prepared = self._prepared(prediction, target)
-        values = torch.stack([v.mean() for v in self.compare_terms(prediction, prepared.data)])
-        return values.sum(), dict(zip(self.labels, values.unbind(), strict=True))
 
 
 def _is_plain(loss: nn.Module) -> TypeGuard[FeatureLoss]:

@@ -53,6 +53,7 @@ class LossModule(Protocol):
     """What is needed of a loss here; `veridical.loss(spec)` makes one."""
 
     def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def terms(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
     def to(self, device: torch.device) -> object: ...
     def train(self) -> object: ...
     def eval(self) -> object: ...
@@ -301,7 +302,7 @@ def _guilty_gradient(loss: LossModule, model: nn.Module, degraded: Tensor, sharp
         prediction = model(degraded)
     prediction.requires_grad_()
     guilty = []
-    for label, term in loss.with_terms(prediction, sharp)[1].items():
+    for label, term in loss.terms(prediction, sharp).items():
         if not term.requires_grad:
             continue
         (gradient,) = torch.autograd.grad(term, prediction, retain_graph=True, allow_unused=True)
