@@ -7,6 +7,8 @@ from scipy.stats import wasserstein_distance
 
 from veridical.distances import DISTANCES, L2, LPIPS, FeatureDistance, Wasserstein
 from veridical.distances.lpips import linear_weights
+from veridical.distances.projections import draw_projection
+from veridical.distances.wasserstein import sorted_positions
 from veridical.features import Laplacian, Pixels
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -72,6 +74,84 @@ def test_the_gradient_of_wasserstein_transports_one_sample_onto_the_other(maps):
     torch.testing.assert_close(
         image.detach().flatten(2).sort(2).values, target.flatten(2).sort(2).values, atol=1e-4, rtol=0
     )
+
+
+def test_sorting_equals_torchs_sort(maps):
+    """NumPy sorts on the CPU: the same values, and a gradient that goes back to where each came from."""
+    values = torch.cat([maps[0].flatten(2), maps[0].flatten(2).relu()], dim=1)  # the second half has ties
+    for x in (values, values.double(), values.mT.contiguous().mT):
+        x = x.clone().requires_grad_()
+        assert torch.equal(sorted_positions(x), x.sort(dim=2).values)
+        ours, theirs = ((y * y.detach()).sum() for y in (sorted_positions(x), x.sort(dim=2).values))
+        assert torch.equal(*(torch.autograd.grad(y, x)[0] for y in (ours, theirs)))
+    assert torch.equal(sorted_positions(torch.tensor([[[2.0, float("nan"), 1.0]]]))[0, 0, :2], torch.tensor([1.0, 2.0]))
+
+
+KINDS = ("r2p", "rpp", "rsp")
+
+
+def directions(kind: str, channels: int = 64, k: int = 4, seed: int = 3) -> np.ndarray:
+    step = torch.tensor(-1)
+    return draw_projection(kind, channels, k=k, eps=0.01, seed=seed, step=step).double().numpy()
+
+
+def test_projections_are_what_they_say():
+    """Unit rows, k per channel; two channels, one perturbed channel, or any direction."""
+    for kind in KINDS:
+        rows = directions(kind)
+        assert rows.shape == (256, 64)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+        assert len(np.unique(rows.round(4), axis=0)) == 256, "no direction twice"
+    pairs = directions("r2p")
+    assert ((pairs != 0).sum(1) == 2).all()
+    assert ((pairs != 0).sum(0) > 0).all(), "256 pairs reach all 64 channels"
+    one_by_one = directions("rpp")
+    cosines = one_by_one[np.arange(256), np.arange(256) % 64]
+    np.testing.assert_allclose(cosines, 1 / np.sqrt(1 + 64e-4), atol=2e-3)  # e_i + 0.01 g, |g|² about 64
+    anywhere = directions("rsp", k=64)
+    np.testing.assert_allclose(anywhere.T @ anywhere / len(anywhere), np.eye(64) / 64, atol=0.002)
+    np.testing.assert_allclose(anywhere.mean(0), 0, atol=0.01)
+    assert (abs(directions("r2p", channels=1, k=3)) == 1).all(), "a single channel has no other"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projected_wasserstein_agrees_with_scipy_on_each_direction(kind, maps):
+    prediction, target = maps
+    rows = directions(kind, channels=5, k=2)
+    values = compare(Wasserstein(projection=kind, k=2, seed=3), prediction, target)
+    for n in range(2):
+        ours, theirs = (rows @ m[n].flatten(1).double().numpy() for m in maps)
+        expected = np.mean([wasserstein_distance(one, other) for one, other in zip(ours, theirs, strict=True)])
+        assert values[n].item() == pytest.approx(expected, rel=1e-5)
+    shuffled = prediction.flatten(2)[:, :, torch.randperm(42, generator=GENERATOR)].view_as(prediction)
+    torch.testing.assert_close(compare(Wasserstein(projection=kind, k=2, seed=3), shuffled, target), values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_redrawn_projection_is_the_same_for_both_and_another_at_each_step(kind, maps):
+    prediction, target = maps
+    drawn, same, other = (Wasserstein(projection=kind, redraw=True, seed=seed) for seed in (0, 0, 1))
+    assert drawn.random
+    found = []
+    for _ in range(3):
+        found.append(compare(drawn, prediction, target)[0].item())
+        assert compare(same, prediction, target)[0].item() == found[-1]
+        assert compare(other, prediction, target)[0].item() != found[-1]
+    assert len(set(found)) == 3
+    first = draw_projection(kind, 5, k=1, eps=0.01, seed=0, step=torch.tensor(0))
+    assert torch.equal(Wasserstein(projection=kind, redraw=True).prepare(target)[0], first)
+    assert (compare(drawn, target, target) == 0).all(), "prediction and target see the same directions"
+    state = drawn.state_dict()
+    assert state["step"].item() == 4
+    same.load_state_dict(state)
+    assert torch.equal(compare(same, prediction, target), compare(drawn, prediction, target))
+    fixed = compare(Wasserstein(projection=kind), prediction, target)
+    drawn.eval()
+    assert torch.equal(compare(drawn, prediction, target), fixed), "evaluation knows nothing of the training"
+    assert torch.equal(compare(drawn, prediction, target), fixed)
+    assert drawn.step.item() == 5
+    assert not Wasserstein(projection=kind).random
+    assert not Wasserstein(projection=kind).state_dict()
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -150,7 +230,14 @@ def test_tap_weights_multiply():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"order": 0.5}, "at least 1"), ({"positions": "max"}, "must be one of mean, sum")],
+    [
+        ({"order": 0.5}, "at least 1"),
+        ({"positions": "max"}, "must be one of mean, sum"),
+        ({"projection": "rsq"}, "Did you mean 'rsp'"),
+        ({"projection": "rsp", "k": 0}, "k of wasserstein"),
+        ({"k": 2}, "need projection"),
+        ({"redraw": True}, "need projection"),
+    ],
 )
 def test_impossible_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):

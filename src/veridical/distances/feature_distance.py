@@ -18,10 +18,10 @@ from veridical.features.networks import FrozenNetwork
 
 @dataclass(frozen=True)
 class Seen:
-    """A target as the features saw it: the weights of that look, and each tap's prepared map."""
+    """A target as the features saw it: the weights of that look, and what each tap's distance prepared."""
 
     draw: tuple[Tensor, ...]
-    prepared: dict[str, Tensor]
+    prepared: dict[str, Any]
 
 
 class FeatureDistance(nn.Module):
@@ -50,6 +50,11 @@ class FeatureDistance(nn.Module):
             check_number(f"the weight of tap {tap}", weight)
             self.weights[tap] = float(weight)
 
+    @property
+    def random(self) -> bool:
+        """Whether each look at a target in training mode draws anew."""
+        return self.features.random or any(distance.random for _, distance in self._distances())
+
     def see(self, target: Tensor) -> Seen:
         """Look at a target once, without a graph."""
         with torch.no_grad():
@@ -61,12 +66,12 @@ class FeatureDistance(nn.Module):
             assert isinstance(distance, Distance)
             yield tap, distance
 
-    def prepare_maps(self, maps: Maps) -> dict[str, Tensor]:
+    def prepare_maps(self, maps: Maps) -> dict[str, Any]:
         """What the distances need of a target's maps."""
         with torch.no_grad(), no_autocast(next(iter(maps.values()))):
             return {tap: distance.prepare(at_least_float32(maps[tap])) for tap, distance in self._distances()}
 
-    def compare_maps(self, maps: Maps, prepared: Mapping[str, Tensor]) -> Tensor:
+    def compare_maps(self, maps: Maps, prepared: Mapping[str, Any]) -> Tensor:
         """Σ_k λ_k d_k, (N,)."""
         with no_autocast(next(iter(maps.values()))):
             values = [
