@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from veridical.core.image import at_least_float32
 from veridical.core.options import check_flag
 from veridical.features import weights as files
 from veridical.features.base import Features, Maps
+from veridical.features.convolution import convolution, l2_pool, max_pool
 
-# A layer: its name, what it does to (x, next) where next() hands out the weights in order, and to a height or width.
+# What a layer does to (x, next), where next() hands out the weights in order.
 Apply = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 
 
@@ -25,16 +27,18 @@ Apply = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 class Layer:
     name: str
     apply: Apply
-    size: Callable[[int], int]
+    size: Callable[[int], int]  # what it makes of a height or width
     keys: tuple[str, ...] = ()  # torchvision's keys of its weights, in the order that `apply` asks for them
+    with_relu: Apply | None = None  # this layer and the ReLU after it in one step, for when no tap lies between
 
 
 def _conv(name: str, index: int, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> Layer:
-    def apply(x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
-        return F.conv2d(x, parameter(), parameter(), stride=stride, padding=padding)
+    def apply(x: Tensor, parameter: Callable[[], Tensor], slope: float | None = None) -> Tensor:
+        return convolution(x, parameter(), parameter(), stride=stride, padding=padding, slope=slope)
 
     keys = (f"features.{index}.weight", f"features.{index}.bias")
-    return Layer(name, apply, lambda n: (n + 2 * padding - kernel) // stride + 1, keys)
+    size = lambda n: (n + 2 * padding - kernel) // stride + 1  # noqa: E731
+    return Layer(name, apply, size, keys, with_relu=partial(apply, slope=0.0))
 
 
 def _relu(name: str) -> Layer:
@@ -45,17 +49,25 @@ def _pool(name: str, kernel: int, *, ceil: bool = False) -> Layer:
     def size(n: int) -> int:
         return -(-(n - kernel) // 2) + 1 if ceil else (n - kernel) // 2 + 1
 
-    return Layer(name, lambda x, parameter: F.max_pool2d(x, kernel, 2, ceil_mode=ceil), size)
+    return Layer(name, lambda x, parameter: max_pool(x, kernel, ceil=ceil), size)
+
+
+def _l2_pool(name: str) -> Layer:
+    return Layer(name, lambda x, parameter: l2_pool(x), lambda n: (n + 1) // 2)
+
+
+# What takes the place of a plan's pooling layers: none for "max", which is what the networks were trained with.
+POOLS: dict[str, Callable[[str], Layer] | None] = {"max": None, "l2": _l2_pool}
 
 
 def _fire(name: str, index: int) -> Layer:
     """Squeeze 1x1 -> ReLU -> [expand 1x1, expand 3x3] -> ReLU, side by side."""
 
     def apply(x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
-        x = F.relu(F.conv2d(x, parameter(), parameter()))
-        narrow = F.conv2d(x, parameter(), parameter())
-        wide = F.conv2d(x, parameter(), parameter(), padding=1)
-        return F.relu(torch.cat([narrow, wide], dim=1))
+        x = convolution(x, parameter(), parameter(), slope=0.0)
+        narrow = convolution(x, parameter(), parameter(), slope=0.0)
+        wide = convolution(x, parameter(), parameter(), padding=1, slope=0.0)
+        return torch.cat([narrow, wide], dim=1)
 
     parts = ("squeeze", "expand1x1", "expand3x3")
     keys = tuple(f"features.{index}.{part}.{kind}" for part in parts for kind in ("weight", "bias"))
@@ -107,6 +119,7 @@ class FrozenNetwork(Features):
             relu1_1, ..., pool5; for AlexNet conv1 ... relu5; for SqueezeNet relu1, fire2 ... fire9.
     Args:   name: a key of PLANS. taps: layer names. normalisation: "imagenet", or "none" for raw [0, 1] input.
             clamp: clip the input to [0, 1] first; the gradient of overshoot is then zero.
+            pool: "max", or "l2" for DISTS's pooling without aliases in place of each max-pool.
             weights: file to read instead of the known places (see `veridical weights list`).
     Source: torchvision's networks and weights.
     """
@@ -121,17 +134,19 @@ class FrozenNetwork(Features):
         taps: Iterable[str],
         normalisation: str = "imagenet",
         clamp: bool = False,
+        pool: str = "max",
         weights: str | Path | None = None,
     ) -> None:
         plan = lookup(PLANS, name, "network")
+        lookup(POOLS, pool, "pooling")
         check_flag("clamp", clamp)
         loaded = files.load(name, path=weights)
         super().__init__(
             taps=taps,
             available=[layer.name for layer in plan],
-            identity=(name, loaded.sha256, normalisation, clamp),
+            identity=(name, loaded.sha256, normalisation, clamp, pool),
         )
-        self.name, self.clamp = name, clamp
+        self.name, self.clamp, self.pool = name, clamp, pool
         self.weight_hashes = {name: loaded.sha256}
         self.keys = [key for layer in plan for key in layer.keys]
         for key in self.keys:
@@ -143,8 +158,11 @@ class FrozenNetwork(Features):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def _layers(self) -> list[Layer]:
-        plan = PLANS[self.name]
-        return plan[: self.available.index(self.taps[-1]) + 1]
+        plan = PLANS[self.name][: self.available.index(self.taps[-1]) + 1]
+        pool = POOLS[self.pool]
+        return (
+            plan if pool is None else [pool(layer.name) if layer.name.startswith("pool") else layer for layer in plan]
+        )
 
     @property
     def min_size(self) -> int:
@@ -169,8 +187,12 @@ class FrozenNetwork(Features):
         dtype = x.dtype
         remaining = iter(weights)
         maps: Maps = {}
-        for layer in self._layers():
-            x = layer.apply(x, lambda: next(remaining).to(dtype))
+        layers = iter(self._layers())
+        for layer in layers:
+            apply = layer.apply
+            if layer.with_relu and layer.name not in self.taps:  # then it is not the last one: its ReLU follows
+                apply, layer = layer.with_relu, next(layers)
+            x = apply(x, lambda: next(remaining).to(dtype))
             if layer.name in self.taps:
                 maps[layer.name] = x
         return maps
