@@ -54,7 +54,7 @@ LOSSES: dict[str, LossEntry] = {
     "vgg16": LossEntry(vgg16, needs=network_needs("vgg16")),
     "vgg19": LossEntry(vgg19, needs=network_needs("vgg19")),
     "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
-    "pdl": LossEntry(pdl, needs=network_needs("vgg16")),
+    "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
 }
