@@ -102,6 +102,9 @@ PLANS: dict[str, list[Layer]] = {
     ],
 }  # fmt: skip
 
+IMAGE = "image"
+"""The tap that every network has: its input."""
+
 # Mean and standard deviation of ImageNet's RGB in [0, 1]. LPIPS's "scaling layer" on 2x - 1 is the same map.
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]] | None] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -116,7 +119,8 @@ class FrozenNetwork(Features):
     weights is noticed.
 
     Shapes: (N, 1 or 3, H, W), nominal [0, 1] (a Y image is repeated to RGB) -> maps by layer name; for VGG: conv1_1,
-            relu1_1, ..., pool5; for AlexNet conv1 ... relu5; for SqueezeNet relu1, fire2 ... fire9.
+            relu1_1, ..., pool5; for AlexNet conv1 ... relu5; for SqueezeNet relu1, fire2 ... fire9. "image" is what
+            goes in, as RGB, before it is normalised.
     Args:   name: a key of PLANS. taps: layer names. normalisation: "imagenet", or "none" for raw [0, 1] input.
             clamp: clip the input to [0, 1] first; the gradient of overshoot is then zero.
             pool: "max", or "l2" for DISTS's pooling without aliases in place of each max-pool.
@@ -143,7 +147,7 @@ class FrozenNetwork(Features):
         loaded = files.load(name, path=weights)
         super().__init__(
             taps=taps,
-            available=[layer.name for layer in plan],
+            available=[IMAGE, *(layer.name for layer in plan)],
             identity=(name, loaded.sha256, normalisation, clamp, pool),
         )
         self.name, self.clamp, self.pool = name, clamp, pool
@@ -158,7 +162,7 @@ class FrozenNetwork(Features):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def _layers(self) -> list[Layer]:
-        plan = PLANS[self.name][: self.available.index(self.taps[-1]) + 1]
+        plan = PLANS[self.name][: self.available.index(self.taps[-1])]  # one less than in `available`, for the image
         pool = POOLS[self.pool]
         return (
             plan if pool is None else [pool(layer.name) if layer.name.startswith("pool") else layer for layer in plan]
@@ -182,11 +186,11 @@ class FrozenNetwork(Features):
         x = as_rgb(at_least_float32(image))
         if self.clamp:
             x = x.clamp(0, 1)
+        maps: Maps = {IMAGE: x} if IMAGE in self.taps else {}
         if self.normalised:
             x = (x - self.mean) / self.std
         dtype = x.dtype
         remaining = iter(weights)
-        maps: Maps = {}
         layers = iter(self._layers())
         for layer in layers:
             apply = layer.apply
