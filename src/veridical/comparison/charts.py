@@ -1,10 +1,12 @@
-"""The geometry of the report's plots: numbers in, pixel coordinates out. The templates draw them as SVG."""
+"""The geometry of a page's plots: numbers in, pixel coordinates out. The templates draw them as SVG."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 COLOURS = 10  # how many series colours report.css defines
 _CHARACTER_PX = 7.2  # mean width of a label's character at the report's 12 px
@@ -19,6 +21,19 @@ _SYMBOLS = (
     "M-1.8 -5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",  # plus
     "M-5 -2.4L-2.4 -5L5 2.4L2.4 5Z M-5 2.4L2.4 -5L5 -2.4L-2.4 5Z",  # cross
 )
+
+
+def environment() -> Environment:
+    """The templates of every page, which know of series their colours and symbols."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(symbol=symbol, colours=COLOURS)
+    return made
 
 
 def symbol(series: int) -> str:
@@ -271,6 +286,48 @@ def curves(
         tuple(Tick(x_of(s), f"{s:,.0f}") for s in steps_at),
         tuple(Tick(y_of(v), f"{v:g}") for v in values_at),
         tuple(drawn),
+    )  # fmt: skip
+
+
+def lines(
+    drawn: Sequence[tuple[str, int, Sequence[float], Sequence[float]]],
+    *,
+    width: int,
+    height: int,
+    labels: bool = False,
+    from_zero: bool = False,
+) -> Curves:
+    """Curves on plain axes, as wide as the values. drawn: one or more (name, series, xs, ys). labels: name each end.
+    from_zero: the vertical axis reaches to 0."""
+    room = max(len(name) for name, *_ in drawn) * _CHARACTER_PX + 20 if labels else 10.0
+    left, right, top, bottom = 48.0, width - min(room, 0.34 * width), 12.0, height - 44.0
+    xs = [x for _, _, each, _ in drawn for x in each]
+    ys = [y for *_, each in drawn for y in each] + [0.0] * from_zero
+    low, high = min(ys), max(ys)
+    margin = 0.04 * (high - low) or abs(low) * 0.02 or 1.0
+    low, high = low - margin * (low < 0 or not from_zero), high + margin
+    first, last = min(xs), max(xs)
+
+    def x_of(x: float) -> float:
+        return left + (x - first) / ((last - first) or 1.0) * (right - left)
+
+    def y_of(y: float) -> float:
+        return bottom - (y - low) / (high - low) * (bottom - top)
+
+    ends = [y_of(ys[-1]) for *_, ys in drawn]
+    label_ys = _spread(ends, top + 4, bottom)
+    made = tuple(
+        Curve(
+            name, series, "M" + "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in zip(xs, ys, strict=True)), end, at
+        )
+        for (name, series, xs, ys), end, at in zip(drawn, ends, label_ys, strict=True)
+    )
+    x_at, y_at = ticks(first, last, 3 if width < 500 else 6), ticks(low, high, 4 if height < 300 else 6)
+    return Curves(
+        width, height, left, right, top, bottom,
+        tuple(Tick(x_of(x), text) for x, text in zip(x_at, _texts(x_at), strict=True)),
+        tuple(Tick(y_of(y), text) for y, text in zip(y_at, _texts(y_at), strict=True)),
+        made,
     )  # fmt: skip
 
 

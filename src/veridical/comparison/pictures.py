@@ -116,7 +116,7 @@ def choose(
         if candidate.whole or used + 0.6 * expected > budget:
             continue
         frames = {
-            variant: _lossless(_read(path))
+            variant: lossless(read(path))
             for variant in candidate.crops
             if (path := run / "images" / variant / f"{slugs[candidate.name]}.png").is_file()
         }
@@ -127,13 +127,13 @@ def choose(
 
 
 def _crops(run: Path, name: str, slug: str, variants: Sequence[str]) -> Shown:
-    truth = _read(run / "images" / "truth" / f"{slug}.png")
+    truth = read(run / "images" / "truth" / f"{slug}.png")
     box = interesting(np.asarray(truth))
     crops = {}
     for variant in variants:
         path = run / "images" / variant / f"{slug}.png"
         if path.is_file():
-            crops[variant] = _lossless(_cut(_read(path), box, truth.size))
+            crops[variant] = lossless(_cut(read(path), box, truth.size))
     small = truth.copy()
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     return Shown(name, *truth.size, box, _uri(small, "JPEG", quality=82), crops, {})
@@ -146,7 +146,8 @@ def _cut(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + max(1, round(box.width * x)), top + max(1, round(box.height * y))))
 
 
-def _read(path: Path) -> Image.Image:
+def read(path: Path) -> Image.Image:
+    """An image of the run's folder, RGB; DataError when it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -154,7 +155,8 @@ def _read(path: Path) -> Image.Image:
         raise DataError(f"the run's image {path} cannot be read ({error}). Evaluate the run again.") from error
 
 
-def _lossless(image: Image.Image) -> str:
+def lossless(image: Image.Image) -> str:
+    """A data URI that holds every pixel as it is."""
     return _uri(image, "WEBP", lossless=True, quality=60, method=4)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.markup import escape as rich_escape
 from rich.table import Table
@@ -38,7 +37,6 @@ DAGGER = "†"
 FEW_IMAGES = 10
 _NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
-_TEMPLATES = Path(__file__).parent / "templates"
 _PERCEPTUAL = ("lpips", "ms-ssim", "ssim", "sharpness-q")  # for the plot, the first that was measured
 
 
@@ -586,14 +584,8 @@ def write_report(run: Run) -> Path:
 
     Errors: DataError when an image of the run cannot be read.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(symbol=charts.symbol, colours=charts.COLOURS, heading=_heading)
+    environment = charts.environment()
+    environment.globals.update(heading=_heading)
 
     def chip(name: str) -> Markup:
         return Markup('<b class="name">{}</b>').format(name)
