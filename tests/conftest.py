@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from veridical.features.networks import PLANS
 from veridical.features.weights import FILES
 
 
@@ -19,10 +18,10 @@ def network_file(tmp_path_factory):
         if name not in made:
             generator = torch.Generator().manual_seed(0)
             tensors = {}
-            for key in (key for layer in PLANS[name] for key in layer.keys):
-                shape = FILES[name].shapes[key]
+            for key, shape in FILES[name].shapes.items():
                 scale = (2 / max(1, torch.Size(shape[1:]).numel())) ** 0.5 if len(shape) == 4 else 0.05
-                tensors[key] = scale * torch.randn(shape, generator=generator)
+                centre = 1.0 if key.endswith(("norm.weight", "running_var")) else 0.0
+                tensors[key] = centre + scale * torch.randn(shape, generator=generator)
             made[name] = tmp_path_factory.mktemp("networks") / f"random-{name}.safetensors"
             save_file(tensors, made[name])
         return made[name]

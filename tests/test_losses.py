@@ -30,7 +30,11 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
         "vgg16",
         {"taps": ("conv1_1", "pool2"), "tap_weights": (1.0, 0.5), "distance": "l1", "normalisation": "none"},
     ),
+    ("mdf", {"task": "jpeg", "taps": "paper", "range": "0..1", "discriminators": 5}),
     ("sharpness-q", {"variant": "released"}),
+    ("gradient", {"kernel": "sobel"}),
+    ("tv", {"isotropic": True}),
+    ("focal-frequency", {"alpha": 0.5, "patch_factor": 2, "log_matrix": True}),
 ]
 
 

