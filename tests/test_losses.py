@@ -35,6 +35,9 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
     ("gradient", {"kernel": "sobel"}),
     ("tv", {"isotropic": True}),
     ("focal-frequency", {"alpha": 0.5, "patch_factor": 2, "log_matrix": True}),
+    ("gradient", {"kernel": "sobel"}),
+    ("tv", {"isotropic": True}),
+    ("focal-frequency", {"alpha": 0.5, "patch_factor": 2, "log_matrix": True}),
 ]
 
 

@@ -2,12 +2,13 @@
 
 from veridical.features.base import Features, Maps
 from veridical.features.networks import FrozenNetwork
-from veridical.features.pixels import Laplacian, Pixels
+from veridical.features.pixels import Gradients, Laplacian, Pixels
 from veridical.features.stochastic import StochasticNetwork
 
 __all__ = [
     "Features",
     "FrozenNetwork",
+    "Gradients",
     "Laplacian",
     "Maps",
     "Pixels",

@@ -14,12 +14,14 @@ from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
+from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
-from veridical.losses.pixel import PSNRLoss, charbonnier, edge, l1, l2
+from veridical.losses.pixel import PSNRLoss, charbonnier, edge, gradient, l1, l2
 from veridical.losses.sharpness import SharpnessQLoss
 from veridical.losses.similarity import MSSSIML1Loss, MSSSIMLoss, SSIMLoss
 from veridical.losses.stochastic import SPL
+from veridical.losses.total_variation import TVLoss
 from veridical.losses.weighted_sum import WeightedSum
 
 
@@ -48,6 +50,8 @@ LOSSES: dict[str, LossEntry] = {
     "l2": LossEntry(l2, optimises=("psnr",)),
     "charbonnier": LossEntry(charbonnier),
     "edge": LossEntry(edge),
+    "gradient": LossEntry(gradient),
+    "focal-frequency": LossEntry(FocalFrequencyLoss),
     "psnr": LossEntry(PSNRLoss, optimises=("psnr",)),
     "ssim": LossEntry(SSIMLoss, optimises=("ssim",)),
     "ms-ssim": LossEntry(MSSSIMLoss, optimises=("ms-ssim",)),
@@ -58,6 +62,7 @@ LOSSES: dict[str, LossEntry] = {
     "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
     "mdf": LossEntry(mdf, needs=mdf_needs),
     **{name: LossEntry(build) for name, build in SPL.items()},
+    "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
 }
 

@@ -31,12 +31,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "pixel": Family("Pixels", ("l1", "l2", "charbonnier", "psnr", "edge")),
+    "pixel": Family("Pixels", ("l1", "l2", "charbonnier", "psnr", "edge", "gradient", "focal-frequency")),
     "similarity": Family("Structural similarity", ("ssim", "ms-ssim", "ms-ssim-l1")),
     "perceptual": Family("Features of pretrained networks, position by position", ("vgg16", "vgg19", "lpips")),
     "distribution": Family("Features of pretrained networks, as distributions", ("pdl",)),
     "stochastic": Family("Features of random networks", tuple(SPL)),
-    "no-reference": Family("Without the truth", ("sharpness-q",)),
+    "no-reference": Family("Without the truth", ("tv", "sharpness-q")),
 }
 """Every loss is in one of them."""
 
