@@ -42,6 +42,8 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="The pretrained networks: which are here, fetch them, check them.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+bench_app = typer.Typer(help="How fast things are, and how much memory they take.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 STOPPED = 130  # what a shell reports for a command that Ctrl-C ended
 
@@ -400,6 +402,81 @@ def _download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         yield bar
 
 
+# ---- what a loss sees ----
+
+
+@app.command("probe")
+@_guarded
+def probe_losses(
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'l1,ssim,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="The losses of one family, or of all, one after the other: 'pixel', 'all'.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A sharp photograph; one that is at hand when left out.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for probe.html, its numbers and pictures.")
+    ] = Path("probe"),
+    steps: Annotated[int, typer.Option(help="Of descending each loss on the pixels; 0 leaves that out.")] = 150,
+    crop: Annotated[int, typer.Option(help="Side of the part of the image that is used, in pixels.")] = 192,
+    psnr: Annotated[str, typer.Option(help="Of the distortions, in dB, separated by commas.")] = "24,28,32",
+    start: Annotated[str, typer.Option(help="The degradation to descend from.")] = "gaussian-blur(sigma_px=2)",
+    lr: Annotated[float, typer.Option(help="Learning rate of descending, in intensity.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write a page of Markdown with its pictures here, too.")
+    ] = None,
+) -> None:
+    """Show what a loss sees: its value for blur, noise, JPEG and others at equal PSNR, and the image it leads to."""
+    from veridical.comparison import probe_page
+    from veridical.comparison.probe import NothingToProbe, Settings, probe
+    from veridical.losses.reference import FAMILIES, family_specs
+
+    if (losses is None) == (family is None):
+        raise VeridicalError("name the losses to probe: either --losses 'l1,ssim' or --family NAME.")
+    try:
+        psnr_db = tuple(float(each) for each in _split(psnr, "PSNRs"))
+    except ValueError:
+        raise VeridicalError(
+            f"--psnr must be numbers of dB separated by commas, such as 24,28,32; got {psnr!r}."
+        ) from None
+    settings = Settings(
+        image=image, crop=crop, psnr_db=psnr_db, start=start, steps=steps, lr=lr, seed=seed, device=device
+    )
+    if losses is not None:
+        wanted = {"losses": ("What the losses see", _split(losses, "losses"), out)}
+    else:
+        names = list(FAMILIES) if family == "all" else [str(family)]
+        chosen = {name: catalog.lookup(FAMILIES, name, "family of losses") for name in names}
+        wanted = {
+            name: (each.title, family_specs(name), out / name if family == "all" else out)
+            for name, each in chosen.items()
+        }
+    for name, (title, specs, folder) in wanted.items():
+        try:
+            with _counter(f"probing {name}") as advance:
+                about = probe(specs, folder, settings, progress=advance)
+        except NothingToProbe as error:
+            if family != "all":
+                raise
+            _complain(f"left out: {name}: {error}")
+            continue
+        for left in about["left_out"]:
+            _complain(f"left out: {left['name']}: {left['reason']}")
+        for note in about["notes"]:
+            _complain(f"note: {note}")
+        page = probe_page.write_page(folder)
+        db = f"{about['settings']['psnr_db'][probe_page.middle(about)]:g} dB"
+        _print_table(f"{title}: what each makes of {db} of error, over its mean", *probe_page.table(about))
+        if steps:
+            _print_table(f"descended for {_count(steps, 'step')}", *probe_page.outcomes(about))
+        print(f"page: {page}")
+        if markdown is not None:
+            print(f"markdown: {probe_page.write_markdown(folder, markdown, name, title)}")
+
+
 # ---- the comparison ----
 
 
@@ -621,6 +698,61 @@ def _counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
             bars.update(task, description=f"{what} {name}".rstrip(), completed=done, total=total)
 
         yield bar
+
+
+# ---- measuring ourselves ----
+
+
+@bench_app.command("losses")
+@_guarded
+def bench_losses(
+    only: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'ssim,lpips(net=vgg),metric psnr'. All when left out.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Of the images, in place of each case's own: 4x3x256x256.")] = None,
+    seconds: Annotated[float, typer.Option(help="For the timing of one case.")] = 10.0,
+    repeats: Annotated[int, typer.Option(help="Calls of each at the least, whatever the seconds.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of torch; 0 for its default.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Networks with random weights: the times are the same.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder for losses.json, losses.md and losses.svg.")] = Path("bench"),
+    costs: Annotated[
+        Path | None, typer.Option(help="Instead: write here what each loss costs as a multiple of l2.")
+    ] = None,
+) -> None:
+    """Measure the losses and metrics beside other libraries: time, memory, and whether they compute the same.
+
+    Peers that are not installed (pip install "veridical[bench]") or cannot be imported are named and left out.
+    """
+    from veridical.benchmark import report
+    from veridical.benchmark.run import Settings, measure, measure_costs, read_size
+    from veridical.core.files import atomic_write
+    from veridical.training.device import choose_device
+
+    settings = Settings(
+        only=tuple(_split(only, "cases")) if only else (),
+        size=read_size(size) if size else None,
+        seconds=seconds,
+        repeats=repeats,
+        threads=threads,
+        device=str(choose_device(device)),
+        random_weights=random_weights,
+    )
+    with _counter("measuring") as advance:
+        if costs is not None:
+            found = measure_costs(settings, advance)
+            atomic_write(costs, (json.dumps(found, indent=1) + "\n").encode())
+            print(f"what {len(found['relative_to_l2'])} losses cost: {costs}")
+            return
+        result = measure(settings, advance)
+    paths = report.write(result, out)
+    for title, rows in report.sections(result):
+        _print_table(title, report.COLUMNS, report.table(rows))
+    for note in report.notes(result):
+        print(f"- {note}")
+    print(f"measurements: {', '.join(map(str, paths))}")
 
 
 def main() -> None:

@@ -256,9 +256,11 @@ def curves(
     """Curves on a logarithmic axis. lines: one or more (name, series, steps, positive values). labels: name each
     end."""
     room = max(len(name) for name, *_ in lines) * _CHARACTER_PX + 20 if labels else 14.0
-    left, right, top, bottom = 52.0, width - min(room, 0.34 * width), 14.0, height - 46.0
     low = min(float(v.min()) for *_, v in lines) / 1.1
     high = max(float(v.max()) for *_, v in lines) * 1.1
+    values_at = log_ticks(low, high)
+    left = max(52.0, 24 + max(len(f"{v:g}") for v in values_at) * _CHARACTER_PX)
+    right, top, bottom = width - min(room, 0.34 * width), 14.0, height - 46.0
     last = max(float(s.max()) for _, _, s, _ in lines)
 
     def x_of(step: float) -> float:
@@ -280,7 +282,6 @@ def curves(
         for (name, series, steps, values), end, label_y in zip(lines, ends, label_ys, strict=True)
     ]  # fmt: skip
     steps_at = ticks(0, last, 3 if width < 500 else 6)
-    values_at = log_ticks(low, high)
     return Curves(
         width, height, left, right, top, bottom,
         tuple(Tick(x_of(s), f"{s:,.0f}") for s in steps_at),

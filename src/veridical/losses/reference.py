@@ -24,21 +24,32 @@ COST_FILE = Path(__file__).with_name("cost.json")
 
 @dataclass(frozen=True)
 class Family:
-    """Losses that look at the same thing."""
+    """Losses that look at the same thing. also: further specs worth seeing beside them."""
 
     title: str
     losses: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
     "pixel": Family("Pixels", ("l1", "l2", "charbonnier", "psnr", "edge", "gradient", "focal-frequency")),
     "similarity": Family("Structural similarity", ("ssim", "ms-ssim", "ms-ssim-l1")),
-    "perceptual": Family("Features of pretrained networks, position by position", ("vgg16", "vgg19", "lpips")),
-    "distribution": Family("Features of pretrained networks, as distributions", ("pdl",)),
+    "perceptual": Family(
+        "Features of pretrained networks, position by position", ("vgg16", "vgg19", "lpips"), ("lpips(net=vgg)",)
+    ),
+    "distribution": Family(
+        "Features of pretrained networks, as distributions", ("pdl", "contextual", "cobi"), ("l1 + 0.01*pdl",)
+    ),
     "stochastic": Family("Features of random networks", tuple(SPL)),
-    "no-reference": Family("Without the truth", ("tv", "sharpness-q")),
+    "adversarial": Family("Learned while the model is trained", ("gan", "ragan", "hinge-gan", "lsgan")),
+    "no-reference": Family("Without the truth", ("tv", "sharpness-q"), ("l1 + 0.01*sharpness-q",)),
 }
 """Every loss is in one of them."""
+
+
+def family_specs(name: str) -> list[str]:
+    """The losses of a family, and the further specs worth seeing."""
+    return [*FAMILIES[name].losses, *FAMILIES[name].also]
 
 
 @dataclass(frozen=True)
