@@ -12,7 +12,7 @@ import veridical
 SOURCE = Path(veridical.__file__).parent
 ROOMS = [
     "core", "features", "distances", "measures", "losses", "metrics", "degradations", "models",
-    "deconvolution", "training", "comparison", "study",
+    "deconvolution", "training", "comparison", "benchmark", "study",
 ]  # fmt: skip
 NEVER = {("metrics", "losses"), ("losses", "metrics"), ("training", "comparison")}
 SMALL = {"torch", "numpy", "PIL", "safetensors"}

@@ -1,0 +1,73 @@
+"""The weights that ours and the peers share, so that what is compared is one and the same function."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from veridical.features import weights
+
+RANDOM = "random"
+
+
+class Supply:
+    """Pretrained weights as far as this machine has them, else random ones of the same shapes. It downloads nothing.
+
+    The time of a network does not depend on its weights, so random ones measure as well; what was used is in `origins`.
+    Use it in a `with`, which removes the files of the random ones at the end.
+
+    Args:   always_random: leave the pretrained ones alone.
+    Attributes: origins: name -> the sha256 of the weights in use, or RANDOM.
+    """
+
+    def __init__(self, *, always_random: bool = False) -> None:
+        self.always_random = always_random
+        self.origins: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        self._tensors: dict[str, Mapping[str, Tensor]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="veridical-random-weights-")
+
+    def __enter__(self) -> "Supply":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The weights of a network of `veridical.features.weights.FILES`."""
+        if name not in self._tensors:
+            if self.always_random or weights.available(name) is None:
+                self._tensors[name] = random_weights(weights.FILES[name].shapes)
+                self.origins[name] = RANDOM
+                self._files[name] = Path(self._folder.name) / f"random-{name}.safetensors"
+                save_file(dict(self._tensors[name]), self._files[name])
+            else:
+                found = weights.load(name)
+                self._tensors[name], self.origins[name] = found.tensors, found.sha256
+        return self._tensors[name]
+
+    def options(self, needs: tuple[str, ...]) -> dict[str, Any]:
+        """What a loss or a metric that needs these networks has to be told: the file, where the weights are random."""
+        for name in needs:
+            self.tensors(name)
+            if name in self._files:
+                return {"weights": str(self._files[name])}
+        return {}
+
+
+def random_weights(shapes: weights.Shapes) -> dict[str, Tensor]:
+    """Convolutions that keep the size of what passes (He et al. 2015), small offsets, and neutral BatchNorms."""
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for key, shape in shapes.items():
+        if len(shape) == 4:
+            made[key] = (2 / torch.Size(shape[1:]).numel()) ** 0.5 * torch.randn(shape, generator=generator)
+        elif key.endswith(("norm.weight", "running_var")):
+            made[key] = 1 + 0.1 * torch.rand(shape, generator=generator)
+        else:
+            made[key] = 0.05 * torch.randn(shape, generator=generator)
+    return made
