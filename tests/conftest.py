@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from veridical.features.adapter import Adapter, Base
 from veridical.features.weights import FILES
 
 
@@ -24,6 +25,47 @@ def network_file(tmp_path_factory):
                 tensors[key] = centre + scale * torch.randn(shape, generator=generator)
             made[name] = tmp_path_factory.mktemp("networks") / f"random-{name}.safetensors"
             save_file(tensors, made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A tiny random image tower, as transformers saves it: 5 blocks of width 32, 4 x 4 patches of 8 px."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=8))
+    with torch.no_grad():
+        for parameter in model.parameters():  # transformers starts with zeros for every bias, and small weights
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_file(tmp_path_factory, network_file, clip_folder):
+    """adapter_file("clip" or "vgg16") -> a file of an adapter as if it had been trained a little."""
+    bases = {
+        "clip": (Base("vit-b-16", "block3"), clip_folder, {"kind": "flattened"}),
+        "vgg16": (Base("vgg16", "relu1_2"), network_file("vgg16"), {"kind": "token-wise"}),
+    }
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            base, weights, options = bases[name]
+            torch.manual_seed(1)
+            adapter = Adapter.fitting(base, base.build(weights=weights), size=32, width=16, **options)
+            for layer in adapter.layers:
+                if isinstance(layer, torch.nn.BatchNorm1d):
+                    layer.running_mean.normal_()
+                    layer.running_var.uniform_(0.5, 2)
+            made[name] = tmp_path_factory.mktemp("adapters") / f"{name}.safetensors"
+            adapter.save(made[name])
         return made[name]
 
     return make

@@ -20,7 +20,7 @@ SIZE = 48
 BUILT: dict[tuple, Loss] = {}  # reading a network for each test would take most of the time
 # Five scales need 161 px; three are the same code on smaller images.
 OPTIONS = {"ms-ssim": {"scales": 3}, "ms-ssim-l1": {"scales": 3}}
-CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
+CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES if name != "tfmlc"] + [
     ("lpips", {"net": "vgg"}),
     ("lpips", {"net": "squeeze"}),
     ("pdl", {"order": 2.0}),
@@ -31,6 +31,9 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
         {"taps": ("conv1_1", "pool2"), "tap_weights": (1.0, 0.5), "distance": "l1", "normalisation": "none"},
     ),
     ("mdf", {"task": "jpeg", "taps": "paper", "range": "0..1", "discriminators": 5}),
+    ("fmlc", {"tokens": "patch", "size": "interpolate", "block": 0}),
+    ("tfmlc", {"adapter": "clip"}),
+    ("tfmlc", {"adapter": "vgg16"}),
     ("sharpness-q", {"variant": "released"}),
     ("gradient", {"kernel": "sobel"}),
     ("tv", {"isotropic": True}),
@@ -42,13 +45,18 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES] + [
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[0] + ("-" + "-".join(map(str, case[1])) if case[1] else ""))
-def loss(request, network_file) -> Loss:
-    """Every loss of the table, in evaluation mode (a fixed draw). Networks have random weights of the true shapes."""
+def loss(request, network_file, clip_folder, adapter_file) -> Loss:
+    """Every loss of the table, in evaluation mode (a fixed draw). Networks have random weights of the true shapes;
+    CLIP's tower is a small one."""
     name, options = request.param
     key = (name, *options.items())
     if key not in BUILT:
+        if "adapter" in options:
+            options = options | {"adapter": str(adapter_file(options["adapter"]))}
         needed = LOSSES[name].needs(options)
         weights = {"weights": str(network_file(needed[0]))} if needed else {}
+        if name in ("fmlc", "tfmlc") and not needed:
+            weights = {"weights": str(clip_folder)}
         BUILT[key] = veridical.loss(name, **options, **weights)
     return BUILT[key].eval()
 

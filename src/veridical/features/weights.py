@@ -47,6 +47,7 @@ __all__ = [
     "kept",
     "listing",
     "load",
+    "notes",
     "read",
     "verify",
     "write",
@@ -269,6 +270,16 @@ def read(path: str | Path, what: str) -> Weights:
         found, notes = _read_tensors(path)
         tensors = {key: value.float() for key, value in found.items() if isinstance(value, Tensor)}
     return Weights(tensors, content_hash(tensors), str(path), notes)
+
+
+def notes(path: str | Path, what: str) -> dict[str, str]:
+    """What a .safetensors file says of itself, without reading its tensors. Errors: as `read`."""
+    path = Path(path).expanduser()
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsMissing(f"{what}: {path} is not a whole safetensors file: {error}") from error
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:

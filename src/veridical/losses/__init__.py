@@ -15,6 +15,7 @@ from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
 from veridical.losses.focal_frequency import FocalFrequencyLoss
+from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
 from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
 from veridical.losses.pixel import PSNRLoss, charbonnier, edge, gradient, l1, l2
@@ -61,6 +62,8 @@ LOSSES: dict[str, LossEntry] = {
     "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
     "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
     "mdf": LossEntry(mdf, needs=mdf_needs),
+    "fmlc": LossEntry(fmlc, extra="clip"),
+    "tfmlc": LossEntry(tfmlc, needs=tfmlc_needs),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),

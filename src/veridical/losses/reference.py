@@ -40,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "distribution": Family(
         "Features of pretrained networks, as distributions", ("pdl", "contextual", "cobi"), ("l1 + 0.01*pdl",)
     ),
+    "learned": Family("Features trained for restoration", ("mdf", "fmlc", "tfmlc"), ("mdf(task=jpeg)",)),
     "stochastic": Family("Features of random networks", tuple(SPL)),
     "adversarial": Family("Learned while the model is trained", ("gan", "ragan", "hinge-gan", "lsgan")),
     "no-reference": Family("Without the truth", ("tv", "sharpness-q"), ("l1 + 0.01*sharpness-q",)),
