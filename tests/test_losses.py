@@ -18,8 +18,12 @@ from veridical.losses import LOSSES, Loss, WeightedSum
 
 SIZE = 48
 BUILT: dict[tuple, Loss] = {}  # reading a network for each test would take most of the time
-# Five scales need 161 px; three are the same code on smaller images.
-OPTIONS = {"ms-ssim": {"scales": 3}, "ms-ssim-l1": {"scales": 3}}
+# Five scales need 161 px; three are the same code on smaller images. A narrow discriminator is the same code, too.
+OPTIONS = {
+    "ms-ssim": {"scales": 3},
+    "ms-ssim-l1": {"scales": 3},
+    **{name: {"width": 8} for name in ("gan", "ragan", "hinge-gan", "lsgan")},
+}
 CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES if name != "tfmlc"] + [
     ("lpips", {"net": "vgg"}),
     ("lpips", {"net": "squeeze"}),
@@ -35,6 +39,7 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES if name != "tfmlc"] + 
     ("tfmlc", {"adapter": "clip"}),
     ("tfmlc", {"adapter": "vgg16"}),
     ("sharpness-q", {"variant": "released"}),
+    ("ragan", {"width": 8, "discriminator": "patch"}),
     ("gradient", {"kernel": "sobel"}),
     ("tv", {"isotropic": True}),
     ("focal-frequency", {"alpha": 0.5, "patch_factor": 2, "log_matrix": True}),
@@ -72,6 +77,8 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_is_zero_for_identical_images(loss, images):
+    if loss.learns:
+        pytest.skip("its value is what its own network makes of the images")
     _, target = images
     assert loss(target, target, reduction="none").abs().max().item() <= 1e-6 * max(1, _size(loss, images))
 
@@ -96,6 +103,8 @@ def test_gives_one_number_per_image_and_their_mean(loss, images):
 
 
 def test_images_do_not_leak_into_each_other(loss, images):
+    if loss.coupled:
+        pytest.skip("it says that they do")
     prediction, target = images
     together = loss(prediction, target, reduction="none")
     alone = torch.stack([loss(p[None], t[None]) for p, t in zip(prediction, target, strict=True)])
@@ -135,6 +144,8 @@ def test_gradient_does_not_vanish_for_the_negative(loss, images):
 
 
 def test_train_mode_changes_nothing(loss, images):
+    if loss.learns:
+        pytest.skip("batch norm: see test_adversarial.py")
     in_evaluation = loss(*images)
     in_training = loss.train()(*images)
     assert loss.random or torch.equal(in_training, in_evaluation)  # a random loss draws anew: see test_stochastic.py
@@ -208,8 +219,8 @@ class _Watch(TorchDispatchMode):
 def test_part_by_part_is_the_same_as_all_at_once(loss, images):
     """Values and the gradient of each image, with weights of the images that only the caller knows. In float64:
     rounding decides which of two equal pixels a pool takes."""
-    if loss.random:
-        pytest.skip("a random loss looks at the whole batch through one draw")
+    if loss.random or loss.coupled:
+        pytest.skip("it looks at the whole batch at once")
     loss, images = copy.deepcopy(loss), [image.double() for image in images]
     loss.by_image = False
     found = [_values_and_gradient(loss, *images)]
@@ -245,6 +256,8 @@ def test_can_be_copied_and_pickled(loss, images):
 
 
 def test_carries_no_backbone_in_its_state(loss):
+    if loss.learns:
+        pytest.skip("its state is what it has learned")
     assert sum(value.numel() for value in loss.state_dict().values()) <= 64
 
 

@@ -32,6 +32,7 @@ class StepwiseLoss(nn.Module):
     """l2, and a term that depends on a `step` buffer, as the random losses have it. Both can be made to fail."""
 
     label = "l2 + jitter"
+    learns = False
     step: Tensor
 
     def __init__(self, *, fails_at: int = -1, gradient_fails: bool = False) -> None:
@@ -203,6 +204,7 @@ for folder in ("once", "again"):  # a sweep trains several times in one process
 
 class PlainL1(nn.Module):
     label = "l1"
+    learns = False
 
     def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         value = (prediction - target).abs().mean()
@@ -359,10 +361,10 @@ def test_a_late_look_still_names_the_first_bad_step():
 
     sentinel = _Sentinel(torch.device("cpu"), 1)
     good, bad = torch.tensor(1.0), torch.tensor(float("inf"))
-    sentinel.see(1, good, {"a": good, "b": good}, good)
+    sentinel.see(1, good, {"a": good, "b": good}, good, {})
     sentinel.check(lambda: None, list)
-    sentinel.see(2, bad, {"a": good, "b": bad}, bad)
-    sentinel.see(3, bad, {"a": bad, "b": bad}, bad)
+    sentinel.see(2, bad, {"a": good, "b": bad}, bad, {})
+    sentinel.see(3, bad, {"a": bad, "b": bad}, bad, {})
     with pytest.raises(NonFiniteLoss, match="the term b became NaN or infinite at step 2"):
         sentinel.check(lambda: None, list)
 

@@ -13,6 +13,7 @@ from veridical.core.catalog import Term, call, lookup, parse, summary_of
 from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
+from veridical.losses.adversarial import GANLoss, HingeGANLoss, LSGANLoss, RaGANLoss
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
 from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
@@ -67,6 +68,10 @@ LOSSES: dict[str, LossEntry] = {
     **{name: LossEntry(build) for name, build in SPL.items()},
     "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
+    "gan": LossEntry(GANLoss),
+    "ragan": LossEntry(RaGANLoss),
+    "hinge-gan": LossEntry(HingeGANLoss),
+    "lsgan": LossEntry(LSGANLoss),
 }
 
 

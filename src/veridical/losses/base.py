@@ -42,7 +42,10 @@ class Loss(nn.Module):
         label: the spec that makes this loss, such as "lpips(net=vgg)".
         min_size: the least height and width, in px.
         random: whether each forward in training mode draws anew (in evaluation mode the draw is fixed).
-        reference: False when the value at the target is not where the gradient leads (sharpness).
+        reference: False when the value at the target is not where the gradient leads (sharpness, adversarial).
+        coupled: whether images of one batch influence each other: the batch is then never worked through in parts.
+        learns: whether it has parts of its own that `learn` trains beside the model (adversarial). `train()` may then
+            change the value, and identical images need not give 0.
         optimises: metrics that this loss optimises directly: a comparison marks those cells.
         weight_hashes: sha256 of each frozen network that it looks through.
         by_image: whether it needs so much memory that a batch is worked through a few images at a time. The gradient of
@@ -58,6 +61,8 @@ class Loss(nn.Module):
     min_size: int = 1
     random: bool = False
     reference: bool = True
+    coupled: bool = False
+    learns: bool = False
     optimises: tuple[str, ...] = ()
     reduction: str = "mean"
     by_image: bool = False
@@ -73,6 +78,15 @@ class Loss(nn.Module):
     def compare(self, prediction: Tensor, data: Any) -> Tensor:
         """-> (N,). `data` is what `prepare_target` returned."""
         raise NotImplementedError("a subclass of Loss defines compare")
+
+    def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """One update of its own parts by its own optimiser, from what the model has just predicted; after the backward
+        pass. Where `learns`. Parts and optimiser are buffers, in the state_dict.
+
+        Returns: scalars to log, by name, without a graph; the same names at every step.
+        """
+        del prediction, target
+        return {}
 
     @property
     def labels(self) -> list[str]:
@@ -137,7 +151,7 @@ class Loss(nn.Module):
             return self.prepare_target(target.detach())  # `no_grad` alone lets a graph through where it is kept
 
     def _works_by_image(self, image: Tensor) -> bool:
-        if not self.by_image or self.random or torch.compiler.is_compiling():
+        if not self.by_image or self.random or self.coupled or torch.compiler.is_compiling():
             return False
         return image.device.type == "cpu" or self.images_at_once is not None
 

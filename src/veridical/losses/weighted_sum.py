@@ -60,6 +60,22 @@ class WeightedSum(Loss):
         return any(loss.random for loss in self._terms())
 
     @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        return any(loss.coupled for loss in self._terms())
+
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return any(loss.learns for loss in self._terms())
+
+    def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {
+            f"{label} {name}": value
+            for label, loss in zip(self.labels, self._terms(), strict=True)
+            if loss.learns
+            for name, value in loss.learn(prediction, target).items()
+        }
+
+    @property
     def weight_hashes(self) -> dict[str, str]:
         hashes: dict[str, str] = {}
         for loss in self._terms():

@@ -3,6 +3,9 @@
 Everything a step does is a function of (settings, step): the batch, the learning rate, the draws of a random
 loss. With the weights, the optimiser, the moving average and the loss's own buffers in the checkpoint, a run
 that was killed goes on exactly where it was: on the CPU, with as many threads, to bit-equal weights.
+
+A loss may have parts that learn (a discriminator). In each step the model goes first: its gradient comes through them
+as they are. Then they learn from the same prediction; both have moved when the step ends.
 """
 
 import atexit
@@ -50,8 +53,11 @@ class Observer(Protocol):
 
 
 class LossModule(Protocol):
-    """What is needed of a loss here; `veridical.loss(spec)` makes one."""
+    """What is needed of a loss here; `veridical.loss(spec)` makes one. `learn` is called where `learns`."""
 
+    @property
+    def learns(self) -> bool: ...
+    def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
     def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
     def terms(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
     def to(self, device: torch.device) -> object: ...
@@ -189,11 +195,13 @@ def train(
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
             with fabric.autocast():
-                total, terms = loss.with_terms(trained(degraded), sharp)
+                prediction = trained(degraded)
+                total, terms = loss.with_terms(prediction, sharp)
             fabric.backward(total)
+            learned = loss.learn(prediction.detach(), sharp) if loss.learns else {}
             # The scaler of float16 meets infinite gradients by design, and passes over their steps.
             gradients = None if settings.precision == "16-mixed" else _gradient_size(model)
-            sentinel.see(step, total, terms, gradients)
+            sentinel.see(step, total, terms, gradients, learned)
 
             last, logged = step == settings.steps, step % settings.log_every == 0 or step == settings.steps
             due = last or step % settings.checkpoint_every == 0
@@ -203,14 +211,14 @@ def train(
             optimizer.step()
             if average:
                 average.update(step)
-            means.add(total, terms)
+            means.add(total, terms, learned)
             if on_cpu or logged:
-                mean, values = means.read()
+                mean, values, learned_values = means.read()
                 rate = means.count / max(time.perf_counter() - window, 1e-9)
                 if logged:
                     if rows:
                         with storage(rows.path, last_good=last_good()):
-                            rows.add(step, mean, values, lr=lr, rate=rate)
+                            rows.add(step, mean, values, learned=learned_values, lr=lr, rate=rate)
                     means = _Means()
                     window = time.perf_counter()
                 watcher.step(step, mean, values, rate)
@@ -333,23 +341,29 @@ class _Average:
 
 
 class _Means:
-    """Means of the loss and its terms, added up on the device."""
+    """Means of the loss, its terms and what it logs of its learning, added up on the device."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._labels: list[str] = []
+        self._terms: list[str] = []
+        self._learned: list[str] = []
         self._sum: Tensor | None = None
 
-    def add(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
-        self._labels = list(terms)
-        values = torch.stack([value.detach().float() for value in (total, *terms.values())])
+    def add(self, total: Tensor, terms: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> None:
+        self._terms, self._learned = list(terms), list(learned)
+        values = torch.stack([value.detach().float() for value in (total, *terms.values(), *learned.values())])
         self._sum = values if self._sum is None else self._sum + values
         self.count += 1
 
-    def read(self) -> tuple[float, dict[str, float]]:
+    def read(self) -> tuple[float, dict[str, float], dict[str, float]]:
         assert self._sum is not None
-        total, *terms = (self._sum / self.count).tolist()
-        return total, dict(zip(self._labels, terms, strict=True))
+        total, *means = (self._sum / self.count).tolist()
+        count = len(self._terms)
+        return (
+            total,
+            dict(zip(self._terms, means[:count], strict=True)),
+            dict(zip(self._learned, means[count:], strict=True)),
+        )
 
 
 class _Sentinel:
@@ -360,13 +374,20 @@ class _Sentinel:
     def __init__(self, device: torch.device, world_size: int) -> None:
         self.device, self.world_size = device, world_size
         self._labels: list[str] = []
+        self._learned: list[str] = []
         self._first: Tensor | None = None
 
-    def see(self, step: int, total: Tensor, terms: Mapping[str, Tensor], gradients: Tensor | None) -> None:
-        self._labels = list(terms)
-        values = torch.stack(
-            [v.detach().float() for v in (*terms.values(), total, total if gradients is None else gradients)]
-        )
+    def see(
+        self,
+        step: int,
+        total: Tensor,
+        terms: Mapping[str, Tensor],
+        gradients: Tensor | None,
+        learned: Mapping[str, Tensor],
+    ) -> None:
+        self._labels, self._learned = list(terms), list(learned)
+        gradients = total if gradients is None else gradients
+        values = torch.stack([v.detach().float() for v in (*terms.values(), *learned.values(), total, gradients)])
         bad = torch.where(torch.isfinite(values), self._NEVER, step)
         self._first = bad if self._first is None else torch.minimum(self._first, bad)
 
@@ -375,13 +396,17 @@ class _Sentinel:
         assert self._first is not None
         if self.world_size > 1:
             torch.distributed.all_reduce(self._first, torch.distributed.ReduceOp.MIN)
-        *terms, total, gradients = self._first.tolist()
-        step = min(*terms, total, gradients)
+        *values, total, gradients = self._first.tolist()
+        step = min(*values, total, gradients)
         if step == self._NEVER:
             return
-        named = [label for label, first in zip(self._labels, terms, strict=True) if first == step]
+        count = len(self._labels)
+        named = [label for label, first in zip(self._labels, values[:count], strict=True) if first == step]
+        learned = [label for label, first in zip(self._learned, values[count:], strict=True) if first == step]
         if named:
             what = f"the term {', '.join(named)} became NaN or infinite"
+        elif learned:
+            what = f"what the loss learns became NaN or infinite: {', '.join(learned)}"
         elif total == step:
             what = f"the sum of the terms {', '.join(self._labels)} became infinite, though each is finite"
         else:

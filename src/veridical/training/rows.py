@@ -11,7 +11,8 @@ from veridical.core.files import atomic_write
 
 
 class TrainingRows:
-    """training.csv: step, total, one "term:..." column per term, lr, rate (steps per second).
+    """training.csv: step, total, one "term:..." column per term, one "learned:..." column per number that a loss
+    which learns gives of its learning, lr, rate (steps per second).
 
     Each row holds the means since the row before. Rows beyond `start_step`, left by a run that went further
     than its last checkpoint, are dropped when the file is opened.
@@ -35,12 +36,22 @@ class TrainingRows:
         if self._events:
             self._events.close()
 
-    def add(self, step: int, total: float, terms: Mapping[str, float], *, lr: float, rate: float) -> None:
+    def add(
+        self,
+        step: int,
+        total: float,
+        terms: Mapping[str, float],
+        *,
+        learned: Mapping[str, float],
+        lr: float,
+        rate: float,
+    ) -> None:
         """Append a row. OSError passes through."""
         row = {
             "step": step,
             "total": total,
             **{f"term:{k}": v for k, v in terms.items()},
+            **{f"learned:{k}": v for k, v in learned.items()},
             "lr": lr,
             "rate": rate,
         }
@@ -56,8 +67,9 @@ class TrainingRows:
         if self._events:
             for name, value in row.items():
                 if name != "step":
-                    # "term:l2" is shown in a group of its own
-                    self._events.add_scalar(name.replace("term:", "terms/"), value, step)
+                    # "term:l2" is shown in a group of its own, and so is "learned:..."
+                    tag = name.replace("term:", "terms/", 1).replace("learned:", "learned/", 1)
+                    self._events.add_scalar(tag, value, step)
             self._events.flush()
 
     def _drop_rows_beyond(self, start_step: int) -> bool:
