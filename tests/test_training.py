@@ -33,6 +33,7 @@ class StepwiseLoss(nn.Module):
 
     label = "l2 + jitter"
     learns = False
+    batches_to_calibrate = 0
     step: Tensor
 
     def __init__(self, *, fails_at: int = -1, gradient_fails: bool = False) -> None:
@@ -205,6 +206,7 @@ for folder in ("once", "again"):  # a sweep trains several times in one process
 class PlainL1(nn.Module):
     label = "l1"
     learns = False
+    batches_to_calibrate = 0
 
     def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         value = (prediction - target).abs().mean()

@@ -36,6 +36,7 @@ T = TypeVar("T")
 class Contender:
     """One loss of the comparison and what became of it: "waiting", "trained", "done" or "failed".
 
+    fixed_spec: with numbers in place of the automatic weights that were found; None when there were none.
     rows: of its evaluation. file_hash: of the file that a loss of one's own comes from, else "".
     """
 
@@ -48,6 +49,7 @@ class Contender:
     seconds: float = 0.0
     seconds_per_step: float | None = None
     error: str | None = None
+    fixed_spec: str | None = None
     rows: list[Row] = field(default_factory=list)
 
 
@@ -313,7 +315,8 @@ def _try_out(model: nn.Module, contenders: Sequence[Contender], samples: Samples
     for contender in contenders:
         contender.loss.eval()
         try:
-            contender.loss(prediction, sharp)
+            for part in contender.loss.parts:  # a sum may have weights that are not found yet
+                part(prediction, sharp)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RecipeError(f"the loss {contender.name!r} cannot be used here: {error}") from error
         contender.loss.train()

@@ -42,7 +42,8 @@ _PERCEPTUAL = ("lpips", "ms-ssim", "ssim", "sharpness-q")  # for the plot, the f
 
 @dataclass(frozen=True)
 class Entry:
-    """One loss of a run that was evaluated. series: its colour and symbol, everywhere on the page."""
+    """One loss of a run that was evaluated. spec: with the automatic weights that were found. series: its colour and
+    symbol, everywhere on the page."""
 
     name: str
     slug: str
@@ -133,7 +134,9 @@ def read_run(run: Path) -> Run:
             continue
         optimises = tuple(str(m).partition("(")[0] for m in loss.get("optimises") or ())
         seconds = loss.get("seconds_per_step")
-        entries.append(Entry(name, str(loss["slug"]), str(loss.get("spec", name)), i, optimises, seconds))
+        entries.append(
+            Entry(name, str(loss["slug"]), str(loss.get("fixed_spec") or loss.get("spec", name)), i, optimises, seconds)
+        )
     values = arrange(rows, [e.name for e in entries], columns)
     if not (values.trained and values.images and values.columns):
         why = " ".join([*values.left_out, *(f"{name}: {reason}" for name, reason in failed)])

@@ -57,6 +57,7 @@ def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
         "task": plan.recipe.task,
         "degradation": plan.sources.degradation,
         "loss": contender.spec,
+        "loss_fixed": contender.fixed_spec,
         "steps": plan.recipe.training.steps,
         "version": __version__,
     }
@@ -68,6 +69,7 @@ def save_result(plan: Plan, contender: Contender) -> None:
     result = {
         "status": contender.status,
         "error": contender.error,
+        "fixed_spec": contender.fixed_spec,
         "seconds": contender.seconds,
         "seconds_per_step": contender.seconds_per_step,
         "trained": _trained_as(plan, contender),
@@ -98,6 +100,7 @@ def load_result(plan: Plan, contender: Contender) -> bool:
             "Name another folder with --out, or delete that one to train it again."
         )
     contender.seconds, contender.seconds_per_step = result["seconds"], result["seconds_per_step"]
+    contender.fixed_spec = result.get("fixed_spec")
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
@@ -166,6 +169,7 @@ def _about_loss(contender: Contender) -> dict[str, Any]:
         "name": contender.name,
         "slug": contender.slug,
         "spec": contender.spec,
+        "fixed_spec": contender.fixed_spec,
         "optimises": list(contender.loss.optimises),
         "seconds": contender.seconds,
         "seconds_per_step": contender.seconds_per_step,

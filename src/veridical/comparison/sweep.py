@@ -144,6 +144,8 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
     )
     contender.seconds = result.seconds
     contender.seconds_per_step = result.seconds / max(result.steps, 1)
+    fixed = contender.loss.fixed_label
+    contender.fixed_spec = fixed if fixed != contender.loss.label else None
     contender.status = "trained"
     if _is_chief():
         save_model(plan, contender, model)

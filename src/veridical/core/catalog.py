@@ -19,9 +19,8 @@ T = TypeVar("T")
 
 _NAME = r"[A-Za-z][\w-]*"
 _FILE = r"[^\s*+(),=]+\.py:\w+"  # a class in a file of one's own
-_TERM = re.compile(
-    rf"(?:(?P<weight>-?[0-9.][0-9.eE+-]*)\s*\*\s*)?(?P<name>{_FILE}|{_NAME})\s*(?:\((?P<options>.*)\))?", re.DOTALL
-)
+_WEIGHT = r"(?P<weight>-?[0-9.][0-9.eE+-]*|auto\s*(?:\((?P<auto>[^()]*)\))?)"
+_TERM = re.compile(rf"(?:{_WEIGHT}\s*\*\s*)?(?P<name>{_FILE}|{_NAME})\s*(?:\((?P<options>.*)\))?", re.DOTALL)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -77,14 +76,16 @@ def call(build: Callable[..., T], options: Mapping[str, Any], what: str) -> T:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a spec: weight * name(options).
+    """One term of a spec: weight * name(options). A weight that is to be found is itself a term, called "auto".
 
     >>> str(Term("lpips", 0.2, {"net": "vgg"}))
     '0.2*lpips(net=vgg)'
+    >>> str(Term("lpips", Term("auto", options={"ratio": 0.1})))
+    'auto(ratio=0.1)*lpips'
     """
 
     name: str
-    weight: float = 1.0
+    weight: "float | Term" = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -97,12 +98,14 @@ class Term:
         return f"{self.name}({options})" if options else self.name
 
 
-def factor(weight: float) -> str:
-    """A weight as it stands before a term, exactly: "", "2*", "0.1*".
+def factor(weight: float | Term) -> str:
+    """A weight as it stands before a term, exactly: "", "2*", "0.1*", "auto*".
 
-    >>> factor(1.0), factor(2.0), factor(0.123456789)
-    ('', '2*', '0.123456789*')
+    >>> factor(1.0), factor(2.0), factor(0.123456789), factor(Term("auto"))
+    ('', '2*', '0.123456789*', 'auto*')
     """
+    if isinstance(weight, Term):
+        return f"{weight}*"
     short = f"{weight:g}"
     return "" if weight == 1 else f"{short if float(short) == weight else repr(weight)}*"
 
@@ -116,8 +119,8 @@ def _show(value: object) -> str:
 def parse(spec: str, what: str = "loss") -> list[Term]:
     """Read a sum of terms. Options are `key=value` with Python literals (and true, false); a bare word is a string.
 
-    >>> [str(t) for t in parse("0.8*l2 + 0.2*lpips(net=vgg)")]
-    ['0.8*l2', '0.2*lpips(net=vgg)']
+    >>> [str(t) for t in parse("0.8*l2 + 0.2*lpips(net=vgg) + auto*pdl")]
+    ['0.8*l2', '0.2*lpips(net=vgg)', 'auto*pdl']
     >>> parse("gaussian-noise(sigma_8bit=(0, 15))")[0].options
     {'sigma_8bit': (0, 15)}
     """
@@ -127,15 +130,22 @@ def parse(spec: str, what: str = "loss") -> list[Term]:
         if not match:
             raise VeridicalError(
                 f"cannot read {part.strip()!r} in the {what} {spec!r}. "
-                "Expected terms like 'l2', '0.2*lpips' or 'pdl(order=1)', joined by '+'."
+                "Expected terms like 'l2', '0.2*lpips', 'auto*lpips' or 'pdl(order=1)', joined by '+'."
             )
-        weight = match["weight"]
-        try:
-            value = 1.0 if weight is None else float(weight)
-        except ValueError:
-            raise VeridicalError(f"{weight!r} in the {what} {spec!r} is not a number.") from None
-        terms.append(Term(match["name"], value, _options(match["options"], spec, what)))
+        terms.append(Term(match["name"], _weight(match, spec, what), _options(match["options"], spec, what)))
     return terms
+
+
+def _weight(match: re.Match[str], spec: str, what: str) -> float | Term:
+    weight = match["weight"]
+    if weight is None:
+        return 1.0
+    if weight.startswith("auto"):
+        return Term("auto", options=_options(match["auto"], spec, what))
+    try:
+        return float(weight)
+    except ValueError:
+        raise VeridicalError(f"{weight!r} in the {what} {spec!r} is not a number.") from None
 
 
 def parse_one(spec: str, what: str, example: str) -> Term:

@@ -14,6 +14,7 @@ from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
 from veridical.losses.adversarial import GANLoss, HingeGANLoss, LSGANLoss, RaGANLoss
+from veridical.losses.auto_weight import AutoWeight
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
 from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
@@ -91,9 +92,13 @@ def loss(
 
     Args:   spec: "l2", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"; {name: weight} or {name: {"weight": ..., option: ...}};
             "my_file.py:MyLoss", also with options and in sums, where MyLoss is a subclass of `veridical.losses.Loss`.
+    >>> loss({"l1": 1, "ssim": {"weight": "auto", "ratio": 0.1}}).label
+    'l1 + auto(ratio=0.1)*ssim'
             weight: multiplies the whole. reduction: "mean" over images, or "none" for (N,).
             options: of a single named loss, such as net="vgg".
     Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
+            A weight may be "auto" or "auto(ratio=0.1)": `calibrate` sets it such that the term's gradient on the
+            prediction is that many times the first term's.
     """
     check_number("weight", weight)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -142,13 +147,23 @@ def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Te
 def _term(name: str, value: float | Mapping[str, Any]) -> Term:
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = options.pop("weight", 1.0)
-    check_number(f"the weight of {name}", weight)
+    if weight == "auto":
+        its_own = {key: options.pop(key) for key in options_of(AutoWeight) if key in options}
+        return Term(name, Term("auto", options=its_own), options)
+    check_number(f"the weight of {name}, unless 'auto',", weight)
     return Term(name, float(weight), options)
 
 
 def _build(term: Term) -> Loss:
     if _is_file(term.name):
         result = call(_class_from(term.name), term.options, f"loss {term.name!r}")
+def _weight(term: Term, scale: float) -> float | AutoWeight:
+    """`scale` times the weight. An automatic one follows the first term's, which is scaled."""
+    if isinstance(term.weight, Term):
+        return call(AutoWeight, term.weight.options, "an automatic weight")
+    return scale * term.weight
+
+
         result.label = term.label
         return result
     entry = lookup(LOSSES, term.name, "loss")
@@ -191,4 +206,15 @@ def _class_from(name: str) -> Callable[..., Loss]:
     return found
 
 
-__all__ = ["LOSSES", "FeatureLoss", "Loss", "LossEntry", "Prepared", "WeightedSum", "files", "loss", "needs"]
+__all__ = [
+    "LOSSES",
+    "AutoWeight",
+    "FeatureLoss",
+    "Loss",
+    "LossEntry",
+    "Prepared",
+    "WeightedSum",
+    "files",
+    "loss",
+    "needs",
+]

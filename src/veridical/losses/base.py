@@ -1,5 +1,6 @@
 """The contract of every loss."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,8 @@ class Loss(nn.Module):
         by_image: whether it needs so much memory that a batch is worked through a few images at a time. The gradient of
             each part is then taken before the next part is looked at, so that memory does not grow with the batch.
             Possible because images do not influence each other.
+        batches_to_calibrate: how many batches `calibrate` should see before the first step; 0 when nothing is to be
+            found.
         images_at_once: how many those are. None: on a CPU as many as have PASS_PX pixels; elsewhere, and when compiled,
             the whole batch at once.
 
@@ -66,6 +69,7 @@ class Loss(nn.Module):
     optimises: tuple[str, ...] = ()
     reduction: str = "mean"
     by_image: bool = False
+    batches_to_calibrate: int = 0
     images_at_once: int | None = None
 
     @property
@@ -86,6 +90,26 @@ class Loss(nn.Module):
         Returns: scalars to log, by name, without a graph; the same names at every step.
         """
         del prediction, target
+        return {}
+
+    @property
+    def parts(self) -> list["Loss"]:
+        """The terms of a sum, each with weight 1; of any other loss, itself."""
+        return [self]
+
+    @property
+    def fixed_label(self) -> str:
+        """The label, with numbers in place of the automatic weights that were found."""
+        return self.label
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Find the automatic weights of a sum, on batches of (prediction, target): once, before the first step, with
+        the model as it is then. In several processes call it in each, on its own share: all get the same weights.
+
+        Returns: the terms with what their weights have come to; empty for a loss that has none to find.
+        Errors: NonFiniteLoss when a term's gradient is 0 or not finite.
+        """
+        del batches
         return {}
 
     @property

@@ -1,16 +1,18 @@
 """Losses added up, with one pass through each network that several of them share."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from veridical.core.catalog import factor
+from veridical.core.errors import BadOption, VeridicalError
 from veridical.core.options import check_number
 from veridical.distances import Seen
 from veridical.features import Features
+from veridical.losses.auto_weight import AutoWeight, FoundWeights, mean_gradient_norms
 from veridical.losses.base import FeatureLoss, Loss
 
 
@@ -20,19 +22,29 @@ class WeightedSum(Loss):
     Terms that look through the same network (the same weights and the same input normalisation) share one pass per
     image: the network then returns the taps of all of them. The losses become parts of the sum; make new ones to use
     alone.
+
+    An `AutoWeight` is found by `calibrate`, once, before the first step; until then the sum has no value.
     """
 
-    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float | AutoWeight, Loss]]) -> None:
         super().__init__()
         if not terms:
             raise ValueError("a sum of losses needs at least one term.")
         terms = [inner for weight, loss in terms for inner in _flat(weight, loss)]
         for weight, loss in terms:
-            check_number(f"the weight of {loss.label or type(loss).__name__}", weight)
-        self.weights = [float(weight) for weight, _ in terms]
+            if not isinstance(weight, AutoWeight):
+                check_number(f"the weight of {loss.label or type(loss).__name__}", weight)
+        if isinstance(terms[0][0], AutoWeight):
+            raise BadOption(
+                "the first term's weight is 'auto', but the others are measured by it: give it a number, as in "
+                "'l1 + auto*lpips'."
+            )
+        self._given = [weight if isinstance(weight, AutoWeight) else float(weight) for weight, _ in terms]
+        wanted = {k: weight for k, weight in enumerate(self._given) if isinstance(weight, AutoWeight)}
+        self.automatic = FoundWeights(wanted) if wanted else None
         self.losses = nn.ModuleList(loss for _, loss in terms)
         self._labels = _distinct([loss.label or type(loss).__name__ for _, loss in terms])
-        self.label = " + ".join(factor(weight) + (loss.label or type(loss).__name__) for weight, loss in terms)
+        self.label = self._sum_of(self._given)
         self.optimises = tuple(sorted({metric for _, loss in terms for metric in loss.optimises}))
         self.reference = any(loss.reference for _, loss in terms)
         self.by_image = any(loss.by_image for _, loss in terms)
@@ -45,6 +57,50 @@ class WeightedSum(Loss):
                 features = shared.setdefault(loss.distance.features.identity, loss.distance.features)
                 features.add_taps(loss.distance.features.taps)
                 loss.distance.features = features
+
+    def _sum_of(self, weights: Sequence[float | AutoWeight]) -> str:
+        numbers = [weight.term if isinstance(weight, AutoWeight) else weight for weight in weights]
+        parts = [loss.label or type(loss).__name__ for loss in self._terms()]
+        return " + ".join(factor(number) + part for number, part in zip(numbers, parts, strict=True))
+
+    @property
+    def weights(self) -> list[float]:
+        """Errors: VeridicalError while an automatic one is not found."""
+        if self.automatic is None:
+            return [weight for weight in self._given if isinstance(weight, float)]
+        if not self.automatic.complete:
+            raise VeridicalError(
+                f"the loss {self.label!r} has a weight that is not found yet. Before the first step, call "
+                "loss.calibrate([(model(degraded), sharp)]) with one or more batches."
+            )
+        found = self.automatic.found
+        return [weight if isinstance(weight, float) else found[k] for k, weight in enumerate(self._given)]
+
+    @property
+    def parts(self) -> list[Loss]:
+        return self._terms()
+
+    @property
+    def fixed_label(self) -> str:
+        complete = self.automatic is None or self.automatic.complete
+        return self._sum_of(self.weights) if complete else self.label
+
+    @property
+    def batches_to_calibrate(self) -> int:  # type: ignore[override]
+        if self.automatic is None or self.automatic.complete:
+            return 0
+        return max(weight.batches for weight in self.automatic.wanted.values())
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        if self.automatic is None:
+            return {}
+        places = [0, *self.automatic.wanted]
+        terms = {self.labels[place]: self._terms()[place] for place in places}
+        first, *others = mean_gradient_norms(terms, batches)
+        for (place, weight), own in zip(self.automatic.wanted.items(), others, strict=True):
+            exact = weight.ratio * abs(self._given[0]) * first / own  # type: ignore[arg-type] # the first is a number
+            self.automatic.found[place] = float(f"{exact:.4g}")  # what is printed is then what is used
+        return {f"{self.automatic.wanted[k]}*{self.labels[k]}": found for k, found in self.automatic.found.items()}
 
     @property
     def networks(self) -> dict[Hashable, Features]:
@@ -125,9 +181,9 @@ def _is_plain(loss: nn.Module) -> TypeGuard[FeatureLoss]:
     return type(loss) is FeatureLoss
 
 
-def _flat(weight: float, loss: Loss) -> list[tuple[float, Loss]]:
-    """A sum inside a sum gives its terms, so that they too share networks."""
-    if isinstance(loss, WeightedSum):
+def _flat(weight: float | AutoWeight, loss: Loss) -> list[tuple[float | AutoWeight, Loss]]:
+    """A sum inside a sum gives its terms, so that they too share networks; not where one weight is found for all."""
+    if isinstance(loss, WeightedSum) and not isinstance(weight, AutoWeight):
         return [(weight * w, inner) for w, inner in zip(loss.weights, loss._terms(), strict=True)]
     return [(weight, loss)]
 

@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,10 +53,14 @@ class Observer(Protocol):
 
 
 class LossModule(Protocol):
-    """What is needed of a loss here; `veridical.loss(spec)` makes one. `learn` is called where `learns`."""
+    """What is needed of a loss here; `veridical.loss(spec)` makes one. `learn` is called where `learns`,
+    `calibrate` before the first step where there are `batches_to_calibrate`."""
 
     @property
     def learns(self) -> bool: ...
+    @property
+    def batches_to_calibrate(self) -> int: ...
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]: ...
     def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
     def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
     def terms(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
@@ -149,6 +153,8 @@ def train(
         average = _Average(model, settings.ema) if settings.ema else None
         if saved:
             _restore(saved, optimizer, average, loss, fabric.device)
+        else:
+            _calibrate(loss, trained, samples, settings, fabric, watcher.note)
 
         started = time.perf_counter()
         interrupt = stack.enter_context(_deferred_interrupt(alone=fabric.world_size == 1))
@@ -287,6 +293,47 @@ def _leave_the_group() -> None:
 def _accelerators(device: torch.device) -> list[int]:
     """Which CUDA devices' random state to keep aside, for torch.random.fork_rng."""
     return [device.index or 0] if device.type == "cuda" else []
+
+
+# -- before the first step ------------------------------------------------------------------------------
+
+
+def _calibrate(
+    loss: LossModule,
+    model: nn.Module,
+    samples: Dataset[tuple[Tensor, Tensor]],
+    settings: Settings,
+    fabric: Any,
+    note: Callable[[str], None],
+) -> None:
+    """Let a loss find its automatic weights on the first batches, with the model as it is: nothing else changes, not
+    BatchNorm's statistics nor what dropout draws next."""
+    count = min(loss.batches_to_calibrate, settings.steps)
+    if not count:
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    stream = batches(
+        samples,
+        batch_size=settings.batch_size,
+        start_step=0,
+        steps=count,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+
+    def predicted() -> Iterator[tuple[Tensor, Tensor]]:
+        for degraded, sharp in stream:
+            with torch.no_grad(), fabric.autocast():
+                prediction = model(degraded.to(fabric.device))
+            yield prediction, sharp.to(fabric.device)
+
+    with torch.random.fork_rng(_accelerators(fabric.device)):
+        found = loss.calibrate(predicted())
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    for term, weight in found.items():
+        measured = f"the first {count} batches" if count > 1 else "the first batch"
+        note(f"{term}: the weight is {weight:g}, by the gradients of {measured}")
 
 
 # -- the parts of a step --------------------------------------------------------------------------------
