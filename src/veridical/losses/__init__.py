@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from veridical.core.catalog import Term, call, lookup, parse, summary_of
+from veridical.core.catalog import Term, call, lookup, options_of, parse, summary_of
 from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import lpips_needs
@@ -77,7 +77,7 @@ LOSSES: dict[str, LossEntry] = {
 
 
 def loss(
-    spec: str | Mapping[str, float | Mapping[str, Any]],
+    spec: str | Mapping[str, float | str | Mapping[str, Any]],
     *,
     weight: float = 1.0,
     reduction: str = "mean",
@@ -103,7 +103,7 @@ def loss(
     check_number("weight", weight)
     check_choice("reduction", reduction, REDUCTIONS)
     terms = _terms(spec, options)
-    built = [(weight * term.weight, _build(term)) for term in terms]
+    built = [(_weight(term, weight), _build(term)) for term in terms]
     result = built[0][1] if len(built) == 1 and built[0][0] == 1 else WeightedSum(built)
     result.reduction = reduction
     return result
@@ -144,7 +144,7 @@ def _terms(spec: str | Mapping[str, Any], options: Mapping[str, Any]) -> list[Te
     return terms
 
 
-def _term(name: str, value: float | Mapping[str, Any]) -> Term:
+def _term(name: str, value: float | str | Mapping[str, Any]) -> Term:
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = options.pop("weight", 1.0)
     if weight == "auto":
@@ -164,6 +164,9 @@ def _weight(term: Term, scale: float) -> float | AutoWeight:
     return scale * term.weight
 
 
+def _build(term: Term) -> Loss:
+    if _is_file(term.name):
+        result = call(_class_from(term.name), term.options, f"loss {term.name!r}")
         result.label = term.label
         return result
     entry = lookup(LOSSES, term.name, "loss")
