@@ -89,16 +89,16 @@ def loss(
     '0.8*l2 + 0.2*l1'
     >>> loss({"l2": 0.8, "charbonnier": {"weight": 0.2, "eps": 0.01}}).label
     '0.8*l2 + 0.2*charbonnier(eps=0.01)'
+    >>> loss({"l1": 1, "ssim": {"weight": "auto", "ratio": 0.1}}).label
+    'l1 + auto(ratio=0.1)*ssim'
 
     Args:   spec: "l2", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"; {name: weight} or {name: {"weight": ..., option: ...}};
             "my_file.py:MyLoss", also with options and in sums, where MyLoss is a subclass of `veridical.losses.Loss`.
-    >>> loss({"l1": 1, "ssim": {"weight": "auto", "ratio": 0.1}}).label
-    'l1 + auto(ratio=0.1)*ssim'
+            A weight may be "auto" or "auto(ratio=0.1)": `calibrate` sets it such that the term's gradient on the
+            prediction is that many times the first term's.
             weight: multiplies the whole. reduction: "mean" over images, or "none" for (N,).
             options: of a single named loss, such as net="vgg".
     Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
-            A weight may be "auto" or "auto(ratio=0.1)": `calibrate` sets it such that the term's gradient on the
-            prediction is that many times the first term's.
     """
     check_number("weight", weight)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -154,9 +154,6 @@ def _term(name: str, value: float | str | Mapping[str, Any]) -> Term:
     return Term(name, float(weight), options)
 
 
-def _build(term: Term) -> Loss:
-    if _is_file(term.name):
-        result = call(_class_from(term.name), term.options, f"loss {term.name!r}")
 def _weight(term: Term, scale: float) -> float | AutoWeight:
     """`scale` times the weight. An automatic one follows the first term's, which is scaled."""
     if isinstance(term.weight, Term):
