@@ -16,6 +16,7 @@ from veridical.comparison.distortions import DISTORTIONS, OutOfReach, distort
 from veridical.comparison.probe import NothingToProbe, Settings, descend, evaluator, picture_of, probe, relative
 from veridical.core.errors import BadOption, DataError, UnknownName
 from veridical.losses.reference import FAMILIES
+from veridical.training.photographs import demo_photographs
 
 SIZE = 32
 
@@ -256,3 +257,12 @@ def test_the_command_wants_losses_or_a_family():
     result = CliRunner().invoke(app, ["probe", "--family", "pixle"])
     assert "Did you mean 'pixel'" in result.output
     assert "pixel" in FAMILIES
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "camera"])
+def test_sharpness_q_rewards_ringing_and_not_white_noise(name):
+    """What its docstring says of it, on photographs."""
+    photo = dict(demo_photographs()[1])[name][:, :128, :128]
+    value = evaluator(veridical.loss("sharpness-q"), photo)
+    assert value(distort(DISTORTIONS["ringing"], photo, 28.0).image) < 0
+    assert value(distort(DISTORTIONS["noise"], photo, 28.0).image) > 0

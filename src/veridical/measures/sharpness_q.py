@@ -22,7 +22,7 @@ def sharpness_q(image: Tensor, *, variant: Variant = "singular") -> Tensor:
     """Mean over 8x8 patches of s1 * R where the patch is anisotropic (R > tau), else 0; higher is sharper.
 
     s1 >= s2 are the singular values of the patch's 64 x 2 matrix of gradients and R = (s1 - s2) / (s1 + s2).
-    No reference: Q rewards noise and ringing as much as detail, and has no upper bound.
+    No reference: Q rewards ringing as much as detail, and has no upper bound. White noise lowers it.
 
     Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 8 -> (N,). RGB is taken to BT.601 luma. A remainder right and below
             of the last whole patch is left out.

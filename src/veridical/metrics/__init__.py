@@ -75,7 +75,7 @@ def _lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
 
 
 def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
-    """Sharpness of the image alone, no reference; rewards noise and ringing too. Zhu & Milanfar 2010."""
+    """Sharpness of the image alone, no reference; rewards ringing too. Zhu & Milanfar 2010."""
     check_choice("variant of sharpness-q", variant, THRESHOLD)
     return _NoReference(partial(sharpness_q, variant=variant), PATCH)
 
