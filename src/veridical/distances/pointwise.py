@@ -1,21 +1,27 @@
 """Position against position."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from veridical.core.image import mean_per_image
 from veridical.core.options import check_number
 from veridical.distances.base import Distance
 
+Map = Callable[[Tensor], Tensor]
+
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference, (N, C, h, w) x 2 -> (N,)."""
-    return mean_per_image((prediction - target).abs())
+    return _Mean.apply(prediction, target, torch.abs, torch.sign)
 
 
 def l2(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference, (N, C, h, w) x 2 -> (N,)."""
-    return mean_per_image((prediction - target).square())
+    return _Mean.apply(prediction, target, torch.square, _twice)
 
 
 def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
@@ -24,7 +30,40 @@ def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Ten
     Args:   eps: rounding of the corner at d = 0, in units of the map.
     Source: Lai et al. 2017, arXiv:1704.03915. We subtract eps, so that equal maps give 0; they do not.
     """
-    return mean_per_image(torch.sqrt((prediction - target).square() + eps**2) - eps)
+
+    def value(d: Tensor) -> Tensor:
+        return torch.sqrt(d.square() + eps**2) - eps
+
+    def slope(d: Tensor) -> Tensor:
+        return d * torch.rsqrt(d.square() + eps**2)
+
+    return _Mean.apply(prediction, target, value, slope)
+
+
+def _twice(d: Tensor) -> Tensor:
+    return 2 * d
+
+
+class _Mean(torch.autograd.Function):
+    """Mean of value(prediction - target), (N, ...) x 2 -> (N,). slope is the derivative of value.
+
+    The difference is all that is kept for the backward pass. Written operation by operation, autograd would keep more,
+    and go over a large map five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, value: Map, slope: Map) -> Tensor:
+        difference = prediction - target
+        ctx.save_for_backward(difference)
+        ctx.slope = slope
+        return mean_per_image(value(difference))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (difference,) = ctx.saved_tensors
+        scale = gradient / difference[0].numel()
+        return ctx.slope(difference) * scale.view(-1, *[1] * (difference.ndim - 1)), None, None, None
 
 
 class L1(Distance):
