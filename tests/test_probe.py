@@ -113,6 +113,16 @@ def test_descending_a_random_loss_draws_anew_and_leaves_its_evaluation_alone(ima
     assert value(blurred) == before
 
 
+def test_a_loss_that_learns_does_so_on_the_way(image):
+    loss = veridical.loss("lsgan(width=8, lr=0.01, discriminator=patch)")
+    before = evaluator(loss, image)(image * 0.5)
+    found = descend(loss, image * 0.5, image, steps=3, lr=1e-6)
+    assert len(set(found.values)) == 3
+    value = evaluator(loss, image)
+    assert value(image) == 0  # over that of the truth
+    assert value(image * 0.5) != before
+
+
 def test_descending_ends_at_a_loss_that_is_not_finite(image):
     class Breaks(veridical.losses.Loss):
         left = 2
@@ -206,6 +216,14 @@ def test_a_loss_that_cannot_be_had_or_is_too_large_is_named_and_left_out(tmp_pat
     assert "vgg19 was left out" in probe_page.write_page(tmp_path / "out").read_text()
     with pytest.raises(NothingToProbe, match="vgg19: the vgg19 weights"):
         probe(["vgg19"], tmp_path / "out", settings)
+
+
+def test_an_automatic_weight_is_found_at_the_start(tmp_path):
+    photo = write_photographs(tmp_path / "in", 1) / "photo0.png"
+    about = probe(["l1 + auto*ssim"], tmp_path / "out", Settings(image=photo, crop=SIZE, steps=2))
+    (found,) = about["losses"][0]["weights"].values()
+    assert found > 0
+    assert f"{found:g} was found" in " ".join(about["notes"])
 
 
 def test_an_unknown_loss_gets_the_nearest_before_any_work(tmp_path):

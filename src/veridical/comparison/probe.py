@@ -81,8 +81,9 @@ class Descent:
 def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Probe each loss and write probe.json and images/ into `out`; returns what probe.json holds.
 
-    Losses whose weights or extras cannot be had, that are larger than the crop, or that have to learn first are named
-    in "left_out" and left out.
+    Losses whose weights or extras cannot be had, or that need a larger crop, are named in "left_out" and left out. An
+    automatic weight is measured at the start of the descent. A loss that learns does so while it is descended, on this
+    one image, and is looked at afterwards.
     Errors: UnknownName for a loss that there is not; DataError for an image that cannot be used; NothingToProbe when
     every loss is left out.
     """
@@ -93,7 +94,7 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
     device = choose_device(settings.device)
     truth, about = _truth(settings)
     start = _start(truth, settings)
-    metrics, lacking = _metrics()
+    metrics, notes = _metrics()
     distorted, levels = _distort(truth, settings)
     names = slugs([*built])
     images = out / "images"
@@ -110,22 +111,9 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
         done = number * (settings.steps + 1)
         progress(done, total, spec)
         one = one.to(device)
-        value = evaluator(one, truth.to(device))
-        entry: dict[str, Any] = {
-            "name": spec,
-            "slug": names[spec],
-            "networks": one.weight_hashes,
-            "random": one.random,
-            "reference": one.reference,
-            "responses": {
-                name: [
-                    value(distorted[name, level].image.to(device)) if (name, level) in distorted else None
-                    for level in settings.psnr_db
-                ]
-                for name in DISTORTIONS
-            },
-            "descent": None,
-        }
+        weights = one.calibrate([(start[None].to(device), truth[None].to(device))]) if one.batches_to_calibrate else {}
+        notes += [f"{term}: {found:g} was found for auto." for term, found in weights.items()]
+        descent = None
         if settings.steps:
             descent = descend(
                 one,
@@ -135,10 +123,31 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
                 lr=settings.lr,
                 on_step=lambda step, done=done, spec=spec: progress(done + step, total, spec),  # type: ignore[misc]
             )
+        value = evaluator(one, truth.to(device))
+        entry: dict[str, Any] = {
+            "name": spec,
+            "slug": names[spec],
+            "weights": weights,
+            "networks": one.weight_hashes,
+            "random": one.random,
+            "reference": one.reference,
+            "learns": one.learns,
+            "responses": {
+                name: [
+                    value(distorted[name, level].image.to(device)) if (name, level) in distorted else None
+                    for level in settings.psnr_db
+                ]
+                for name in DISTORTIONS
+            },
+            "descent": None,
+        }
+        if descent is not None:
             reached = quantise(descent.image.cpu())
             write_image(images / f"{names[spec]}.png", reached)
             if descent.gradient is not None:
                 write_image(images / f"{names[spec]}-gradient.png", picture_of(descent.gradient.cpu()))
+            if one.learns:
+                notes.append(f"{spec} learned while it was descended, on this one image alone.")
             entry["descent"] = {
                 "values": descent.values,
                 "psnr_db": descent.psnr_db,
@@ -156,7 +165,7 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
         "settings": {**vars(settings), "image": str(settings.image or DEMO_IMAGE), "psnr_db": list(settings.psnr_db)},
         "distortions": levels,
         "metrics": [one.name for one in metrics],
-        "notes": lacking,
+        "notes": notes,
         "start": _measured(quantise(start), truth, metrics),
         "losses": found,
         "left_out": left_out,
@@ -178,14 +187,11 @@ def _build(specs: Sequence[str], crop: int) -> tuple[dict[str, Loss], list[dict[
         except (WeightsMissing, MissingExtra) as error:
             left_out.append({"name": spec, "reason": str(error).partition("\n")[0]})
             continue
-        if getattr(one, "learns", False):
-            reason = "it learns during a training, and has learned nothing yet that could be shown."
-        elif one.min_size > crop:
+        if one.min_size > crop:
             reason = f"it needs images of at least {one.min_size} px; the crop is {crop}."
+            left_out.append({"name": spec, "reason": reason})
         else:
             built[spec] = one
-            continue
-        left_out.append({"name": spec, "reason": reason})
     return built, left_out
 
 
@@ -263,14 +269,17 @@ def _file(name: str, psnr_db: float) -> str:
 
 
 def evaluator(loss: Loss, truth: Tensor) -> Callable[[Tensor], float]:
-    """image (3, H, W) -> the loss against the truth, in evaluation mode: a random loss has one draw there."""
+    """image (3, H, W) -> how much more the loss makes of it than of the truth itself, which is 0 for most losses. In
+    evaluation mode, where a random loss has one draw."""
     loss.eval()
     prepared = loss.prepare(truth[None])
+    with torch.no_grad():
+        least = 0.0 if loss.reference and not loss.learns else loss(truth[None], prepared).item()
 
     def value(image: Tensor) -> float:
         loss.eval()
         with torch.no_grad():
-            return loss(image[None], prepared).item()
+            return loss(image[None], prepared).item() - least
 
     return value
 
@@ -287,13 +296,15 @@ def descend(
     """Minimise the loss over the pixels of an image: Adam, its rate falling to 0 along a cosine, the image clamped to
     [0, 1] after each step. The loss is in training mode, so a random one draws anew.
 
+    A loss that learns takes its own step after each of ours, as in a training.
+
     Adam divides by the gradient's own size, so one rate suits every loss; its eps is a thousandth of the first
     gradient's root mean square, so that numbers which are 0 but for rounding stay 0.
     """
     loss.train()
     image = start[None].clone().requires_grad_()
     target = truth[None]
-    against = target if loss.random else loss.prepare(target)
+    against = target if loss.random or loss.learns else loss.prepare(target)
     found = Descent(start)
     adam = torch.optim.Adam([image], lr=lr)
     for step in range(steps):
@@ -312,6 +323,8 @@ def descend(
         adam.step()
         with torch.no_grad():
             image.clamp_(0, 1)
+        if loss.learns:
+            loss.learn(image.detach(), target)
         on_step(step + 1)
     else:
         found.image = image.detach()[0]

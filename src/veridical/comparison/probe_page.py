@@ -63,7 +63,7 @@ def outcomes(about: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _left(descent: dict[str, Any]) -> str:
-    """The loss at the end over the loss at the start."""
+    """The loss at the end over the loss at the start, both less that of the truth."""
     if not descent["value_at_start"]:
         return "–"
     share = descent["value_at_end"] / descent["value_at_start"]
