@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from veridical.benchmark import peers, report, run
-from veridical.benchmark.cases import CASES, Target
+from veridical.benchmark.cases import CASES, PACKAGES, Target
 from veridical.benchmark.measure import Images, Times, interleaved, peak_bytes, peak_resident_bytes
 from veridical.benchmark.peers import Peer
 from veridical.benchmark.roofline import Rates, Work, work_of
@@ -222,6 +223,28 @@ def test_the_plain_forms_equal_ours(case, supply):
             assert (their_gradient - gradient).norm() <= (5e-3 if case.spec == "cobi" else 1e-3) * gradient.norm()
 
 
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "transformers"])
+def test_the_peers_compute_what_ours_do(package, supply):
+    """Each that is installed, in every case that it takes part in, unless a note says how it differs."""
+    reason = run.missing_packages(supply).get(package)
+    if reason:
+        pytest.skip(reason)
+    for case in CASES:
+        for peer in case.peers:
+            if peer.package == package and peer.same and not peer.note:
+                side = 176 if "ms-ssim" in case.spec else 64
+                pair = images((1, 3, side, side), with_gradient=not case.metric)
+                cpu = torch.device("cpu")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    ours, gradient = pair.run(run._build_ours(case, supply, cpu))
+                    theirs, their_gradient = pair.run(peers.build(peer, supply, cpu))
+                assert theirs.item() == pytest.approx(ours.item(), rel=run.VALUE_AGREES), case.name
+                if gradient is not None:
+                    apart = (their_gradient - gradient).norm() / gradient.norm()
+                    assert apart <= run.GRADIENT_AGREES, case.name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stand_in_has_the_layers_of_our_networks(name, supply):
     file = supply.options((name,))["weights"]
@@ -297,7 +320,7 @@ def test_missing_and_broken_peers_are_named_and_not_fatal(monkeypatch):
 def test_a_peer_that_is_not_installed_is_missing(monkeypatch, supply):
     monkeypatch.setattr(run, "PACKAGES", {"veridical-peer-of-nowhere": "nowhere", "torch": "no_such_module"})
     assert run.missing_packages(supply) == {
-        "veridical-peer-of-nowhere": "not installed",
+        "veridical-peer-of-nowhere": 'not installed: pip install "veridical[bench]"',
         "torch": "ModuleNotFoundError: No module named 'no_such_module'",
     }
 

@@ -1,6 +1,8 @@
 """What is measured: ours, beside whom, on what, and what it has to reach."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from veridical.benchmark import naive
 from veridical.benchmark.peers import (
@@ -15,6 +17,7 @@ from veridical.benchmark.peers import (
     ssim_of,
     variation_of,
 )
+from veridical.benchmark.supply import Supply
 
 TRAINING = (4, 3, 256, 256)
 EVALUATION = (1, 3, 512, 768)  # a photograph of Kodak's
@@ -37,6 +40,7 @@ class Case:
     """One line of the benchmark.
 
     Attributes: spec: ours. metric: ours is a metric, measured without a gradient; else a loss, forward and backward.
+                weights: the file of its network, where features/weights.py knows nothing of it.
                 peers: the plainest form, which the roofline counts, is the one called `counted`, or there is none where
                 ours does no more than look at each pixel. shape: by default that of training or of evaluation.
     """
@@ -44,6 +48,7 @@ class Case:
     spec: str
     peers: tuple[Peer, ...]
     metric: bool = False
+    weights: Callable[[Supply], Path] | None = None
     target: Target = field(default_factory=Target)
     counted: str = ""
 
@@ -66,8 +71,9 @@ PACKAGES = {
     "kornia": "kornia",
     "DISTS-pytorch": "DISTS_pytorch",
     "pyiqa": "pyiqa",
+    "transformers": "transformers",
 }  # what pip calls it -> what Python calls it
-"""The peers: all that the extra [bench] names, and what is found beside them."""
+WITHOUT_DEPENDENCIES = ("lpips", "piq", "piqa", "pyiqa")  # they ask for torchvision, which is not needed here
 
 
 def _of(build, packages, *arguments, wrap=lambda build: build, notes=None, **options) -> tuple[Peer, ...]:
@@ -133,6 +139,12 @@ CASES: tuple[Case, ...] = (
         "cobi",
         (Peer("n x n, naive", naive.cobi, constant=True, note="draws positions of its own"),),
         counted="n x n, naive",
+    ),
+    Case(
+        "fmlc",
+        (Peer("transformers", naive.fmlc, "transformers"),),
+        weights=Supply.clip_tower,
+        counted="transformers",
     ),
     Case("mdf", (Peer("as released", naive.mdf),), target=Target(0.35, 0.35), counted="as released"),
     Case("psnr", _of(psnr_of, PSNR), metric=True, target=Target(0.7)),

@@ -5,8 +5,9 @@ import ctypes
 import gc
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -103,10 +104,10 @@ def peak_bytes(call: Call, images: Images) -> int:
         images.run(call)
         _wait(images.prediction)
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes to the terminal
-    with torch.profiler.profile(
+    profiler = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profile:
+    )
+    with _silent(), profiler as profile:
         images.run(call)
     held = most = 0
     recorded = profile.profiler.kineto_results.events()
@@ -115,6 +116,20 @@ def peak_bytes(call: Call, images: Images) -> int:
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what the profiler writes to the terminal by itself, past Python, from there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def peak_resident_bytes(call: Call, images: Images) -> int | None:

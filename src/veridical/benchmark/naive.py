@@ -182,6 +182,27 @@ def spl(_: Supply) -> Call:
     return lambda x, y: _total(2**k * F.l1_loss(a, b) for k, (a, b) in enumerate(zip(maps(x), maps(y), strict=True)))
 
 
+def fmlc(supply: Supply) -> Call:
+    """transformers' own CLIP tower, after its fourth block; the image resized to 224 px and normalised."""
+    from transformers import CLIPVisionModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tower: nn.Module = CLIPVisionModel.from_pretrained(supply.clip_tower())
+    logging.enable_progress_bar()
+    tower = tower.to(torch.get_default_device()).eval().requires_grad_(False)
+    mean, std = (
+        torch.tensor(x).view(1, 3, 1, 1)
+        for x in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+
+    def tokens(image: Tensor) -> Tensor:
+        image = (F.interpolate(image, (224, 224), mode="bicubic", align_corners=False) - mean) / std
+        return tower(pixel_values=image, output_hidden_states=True).hidden_states[4]
+
+    return lambda x, y: F.mse_loss(tokens(x), tokens(y))
+
+
 def _total(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
 

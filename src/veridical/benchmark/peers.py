@@ -56,9 +56,12 @@ def build(peer: Peer, supply: Supply, device: torch.device) -> Call:
 
     Errors: whatever it raises when it is not installed, or does not fit this machine; see `why`.
     """
-    with trunks(supply.tensors), _published(), torch.device(device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peer.build(supply)
+    with torch.device(device):
+        if not peer.package:
+            return peer.build(supply)
+        with trunks(supply.tensors), _published(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return peer.build(supply)
 
 
 def why(error: BaseException) -> str:

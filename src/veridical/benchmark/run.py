@@ -19,7 +19,7 @@ from torch import Tensor
 
 from veridical import __version__
 from veridical.benchmark import peers
-from veridical.benchmark.cases import CASES, PACKAGES, Case, Target
+from veridical.benchmark.cases import CASES, PACKAGES, WITHOUT_DEPENDENCIES, Case, Target
 from veridical.benchmark.measure import Call, Images, Times, interleaved, peak_bytes, peak_resident_bytes
 from veridical.benchmark.peers import Peer
 from veridical.benchmark.roofline import Rates, Work, measure_rates, work_of
@@ -212,7 +212,9 @@ def measure(settings: Settings, progress: Progress = lambda *_: None) -> Result:
     device = torch.device(settings.device)
     rows: list[Row] = []
     skipped: dict[str, str] = {}
-    with Supply(always_random=settings.random_weights) as supply, _threads(settings.threads):
+    quiet = warnings.catch_warnings()
+    with Supply(always_random=settings.random_weights) as supply, _threads(settings.threads), quiet:
+        warnings.simplefilter("ignore")  # the peers' own
         absent = missing_packages(supply)
         progress(0, len(cases), "this machine's rates")
         rates = measure_rates(device)
@@ -234,7 +236,8 @@ def missing_packages(supply: Supply) -> dict[str, str]:
         warnings.simplefilter("ignore")
         for name, module in PACKAGES.items():
             if not peers.version(name):
-                missing[name] = "not installed"
+                how = f"--no-deps {name}" if name in WITHOUT_DEPENDENCIES else '"veridical[bench]"'
+                missing[name] = f"not installed: pip install {how}"
                 continue
             try:
                 import_module(module)
@@ -302,7 +305,8 @@ def _measure_case(
 
 def _build_ours(case: Case, supply: Supply, device: torch.device) -> Call:
     make, needed = (metric, metric_needs) if case.metric else (loss, needs)
-    return make(case.spec, **supply.options(needed(case.spec))).to(device).eval()
+    options = {"weights": str(case.weights(supply))} if case.weights else supply.options(needed(case.spec))
+    return make(case.spec, **options).to(device).eval()
 
 
 def _apart(one: Tensor | None, other: Tensor | None) -> float | None:

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from veridical.core.catalog import require
 from veridical.features import weights
 
 RANDOM = "random"
+CLIP = "clip-vit-b-16"
 
 
 class Supply:
@@ -49,6 +51,19 @@ class Supply:
                 found = weights.load(name)
                 self._tensors[name], self.origins[name] = found.tensors, found.sha256
         return self._tensors[name]
+
+    def clip_tower(self) -> Path:
+        """A folder with the first four blocks of CLIP's ViT-B/16, always with random weights: as many as fmlc looks
+        through, and nobody has to fetch the rest."""
+        if CLIP not in self._files:
+            transformers = require("transformers", "clip", "a CLIP tower")
+            config = transformers.CLIPVisionConfig(patch_size=16, num_hidden_layers=4)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                transformers.CLIPVisionModel(config).save_pretrained(Path(self._folder.name) / CLIP)
+            self._files[CLIP] = Path(self._folder.name) / CLIP
+            self.origins[CLIP] = RANDOM
+        return self._files[CLIP]
 
     def options(self, needs: tuple[str, ...]) -> dict[str, Any]:
         """What a loss or a metric that needs these networks has to be told: the file, where the weights are random."""

@@ -10,7 +10,7 @@ import importlib
 import importlib.machinery
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -129,6 +129,9 @@ def trunks(find: Find) -> Iterator[bool]:
     except (ImportError, RuntimeError, AttributeError):  # a wheel made for another torch fails in its own ways
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
+        with suppress(ImportError):
+            # transformers looks once whether there is a torchvision, and would keep to the stand-in ever after.
+            importlib.import_module("transformers.utils").is_torchvision_available()
         added = _stand_in()
         sys.modules.update(added)
         models = added["torchvision.models"]
