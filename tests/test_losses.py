@@ -30,6 +30,9 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES if name != "tfmlc"] + 
     ("pdl", {"order": 2.0}),
     ("pdl", {"projection": "r2p", "k": 2}),
     ("pdl", {"projection": "rsp", "redraw": True}),
+    ("contextual", {"similarity": "l2"}),
+    ("contextual", {"max_positions": 12, "redraw": True}),
+    ("cobi", {"rgb": 1.0}),
     (
         "vgg16",
         {"taps": ("conv1_1", "pool2"), "tap_weights": (1.0, 0.5), "distance": "l1", "normalisation": "none"},

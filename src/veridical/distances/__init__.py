@@ -1,6 +1,7 @@
 """What a loss compares by: functions of two feature maps -> one number per image."""
 
 from veridical.distances.base import Distance
+from veridical.distances.contextual import Contextual
 from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance, lpips_needs
 from veridical.distances.lpips import LPIPS
 from veridical.distances.pointwise import L1, L2, Charbonnier
@@ -11,6 +12,7 @@ DISTANCES: dict[str, type[Distance]] = {
     "l2": L2,
     "charbonnier": Charbonnier,
     "wasserstein": Wasserstein,
+    "contextual": Contextual,
 }
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "LPIPS",
     "LPIPS_NETWORKS",
     "Charbonnier",
+    "Contextual",
     "Distance",
     "FeatureDistance",
     "Seen",

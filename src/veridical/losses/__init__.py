@@ -16,8 +16,9 @@ from veridical.distances import lpips_needs
 from veridical.losses.adversarial import GANLoss, HingeGANLoss, LSGANLoss, RaGANLoss
 from veridical.losses.auto_weight import AutoWeight
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
-from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
+from veridical.losses.contextual import cobi, contextual
+from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
 from veridical.losses.pixel import PSNRLoss, charbonnier, edge, gradient, l1, l2
@@ -66,6 +67,8 @@ LOSSES: dict[str, LossEntry] = {
     "mdf": LossEntry(mdf, needs=mdf_needs),
     "fmlc": LossEntry(fmlc, extra="clip"),
     "tfmlc": LossEntry(tfmlc, needs=tfmlc_needs),
+    "contextual": LossEntry(contextual, needs=network_needs("vgg16")),
+    "cobi": LossEntry(cobi, needs=network_needs("vgg16")),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),

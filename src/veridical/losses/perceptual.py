@@ -13,16 +13,16 @@ from veridical.features.networks import PLANS
 from veridical.losses.base import FeatureLoss
 
 
-def _network_loss(
+def network_loss(
     network: str,
     taps: Sequence[str] | str,
     tap_weights: Sequence[float] | None,
-    make: Callable[[], Distance],
+    make: Callable[[str], Distance],
     normalisation: str,
     clamp: bool,
     weights: str | None,
 ) -> FeatureLoss:
-    """One distance at each tap, λ from tap_weights."""
+    """make(tap) at each tap of a network, λ from tap_weights."""
     taps = (taps,) if isinstance(taps, str) else tuple(taps)
     if len(set(taps)) != len(taps):
         raise BadOption(f"{network}: a tap is named twice in {taps}.")
@@ -32,7 +32,7 @@ def _network_loss(
         )
     features = FrozenNetwork(network, taps=taps, normalisation=normalisation, clamp=clamp, weights=weights)
     lambdas = dict(zip(taps, tap_weights, strict=True)) if tap_weights is not None else None
-    return FeatureLoss(FeatureDistance(features, {tap: make() for tap in taps}, weights=lambdas))
+    return FeatureLoss(FeatureDistance(features, {tap: make(tap) for tap in taps}, weights=lambdas))
 
 
 def network_needs(network: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
@@ -70,8 +70,8 @@ def vgg16(
             weights: file to read VGG16 from.
     Source: Johnson et al. 2016, arXiv:1603.08155.
     """
-    make = lookup(DISTANCES, distance, "distance")
-    return _network_loss("vgg16", taps, tap_weights, make, normalisation, clamp, weights)
+    kind = lookup(DISTANCES, distance, "distance")
+    return network_loss("vgg16", taps, tap_weights, lambda tap: kind(), normalisation, clamp, weights)
 
 
 def vgg19(
@@ -93,8 +93,8 @@ def vgg19(
             VGG16. weights: file to read VGG19 from.
     Source: Ledig et al. 2017, arXiv:1609.04802; Wang et al. 2018, arXiv:1809.00219.
     """
-    make = lookup(DISTANCES, distance, "distance")
-    return _network_loss("vgg19", taps, tap_weights, make, normalisation, clamp, weights)
+    kind = lookup(DISTANCES, distance, "distance")
+    return network_loss("vgg19", taps, tap_weights, lambda tap: kind(), normalisation, clamp, weights)
 
 
 def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None) -> FeatureLoss:
@@ -167,4 +167,4 @@ def pdl(
         positions=positions,
         projections=projections,
     )
-    return _network_loss(network, taps, tap_weights, make, normalisation, clamp, weights)
+    return network_loss(network, taps, tap_weights, lambda tap: make(), normalisation, clamp, weights)
