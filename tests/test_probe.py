@@ -240,7 +240,7 @@ def test_an_automatic_weight_is_found_at_the_start(tmp_path):
     about = probe(["l1 + auto*ssim"], tmp_path / "out", Settings(image=photo, crop=SIZE, steps=2))
     (found,) = about["losses"][0]["weights"].values()
     assert found > 0
-    assert f"{found:g} was found" in " ".join(about["notes"])
+    assert f"of auto*ssim came to {found:g}" in " ".join(about["notes"])
 
 
 def test_an_unknown_loss_gets_the_nearest_before_any_work(tmp_path):

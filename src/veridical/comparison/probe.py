@@ -112,7 +112,7 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
         progress(done, total, spec)
         one = one.to(device)
         weights = one.calibrate([(start[None].to(device), truth[None].to(device))]) if one.batches_to_calibrate else {}
-        notes += [f"{term}: {found:g} was found for auto." for term, found in weights.items()]
+        notes += [f"The automatic weight of {term} came to {found:g}." for term, found in weights.items()]
         descent = None
         if settings.steps:
             descent = descend(
@@ -146,8 +146,6 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
             write_image(images / f"{names[spec]}.png", reached)
             if descent.gradient is not None:
                 write_image(images / f"{names[spec]}-gradient.png", picture_of(descent.gradient.cpu()))
-            if one.learns:
-                notes.append(f"{spec} learned while it was descended, on this one image alone.")
             entry["descent"] = {
                 "values": descent.values,
                 "psnr_db": descent.psnr_db,
@@ -158,6 +156,8 @@ def probe(specs: Sequence[str], out: Path, settings: Settings, progress: Progres
             }
         found.append(entry)
         progress(done + settings.steps + 1, total, spec)
+    if settings.steps and any(entry["learns"] for entry in found):
+        notes.append("What learns did so while it was descended, on this one image; it is shown as it was at the end.")
     result = {
         "version": __version__,
         "command": _command(specs, settings),

@@ -25,7 +25,7 @@ MOST_DB = 50.0
 
 _COLUMNS = 5  # of a strip of pictures
 _GAP_PX = 6
-_LABEL_PX = 20
+_LINE_PX = 16
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -54,20 +54,13 @@ def table(about: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def outcomes(about: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of where descending each loss ended, beginning with the start."""
     headings = [_heading(name) for name in about["metrics"]]
-    rows = [["start", "1", *(_value(about["start"], name) for name in about["metrics"])]]
+    rows = [["start", "–", *(_value(about["start"], name) for name in about["metrics"])]]
     for one in about["losses"]:
         if one["descent"]:
             measured = one["descent"]["metrics"]
-            rows.append([one["name"], _left(one["descent"]), *(_value(measured, name) for name in about["metrics"])])
-    return ["descended", "loss left", *headings], rows
-
-
-def _left(descent: dict[str, Any]) -> str:
-    """The loss at the end over the loss at the start, both less that of the truth."""
-    if not descent["value_at_start"]:
-        return "–"
-    share = descent["value_at_end"] / descent["value_at_start"]
-    return f"{share:.2g}" if abs(share) < 10 else f"{share:.0f}"
+            change = f"{one['descent']['value_at_start']:.3g} → {one['descent']['value_at_end']:.3g}"
+            rows.append([one["name"], change, *(_value(measured, name) for name in about["metrics"])])
+    return ["descended", "loss", *headings], rows
 
 
 def _share(value: float | None) -> str:
@@ -283,7 +276,9 @@ def write_markdown(folder: Path, out: Path, name: str, title: str) -> Path:
             "",
             *_markdown_table(*outcomes(about)),
             "",
-            "Loss left: at the end over at the start. " + " ".join(about["notes"]),
+            "Loss: at the start and at the end, in evaluation mode, above that of the truth.",
+            "",
+            *(f"- {note}" for note in about["notes"]),
             "",
             *_write_curves(about, out, name),
             "The length of each loss's first gradient, white where it pulls hardest:",
@@ -296,7 +291,9 @@ def write_markdown(folder: Path, out: Path, name: str, title: str) -> Path:
         ]
     columns, rows = table(about)
     for row in rows:
-        row[1:] = [f"**{text}**" if text == max(row[1:], key=_number) else text for text in row[1:]]
+        most = max(row[1:], key=_number)
+        if any(text != most for text in row[1:]):
+            row[1:] = [f"**{text}**" if text == most else text for text in row[1:]]
     lines += [
         "",
         "## What it sees",
@@ -345,7 +342,7 @@ def _write_curves(about: dict[str, Any], out: Path, name: str) -> list[str]:
             svg = template.render(chart=chart, label=label)
             atomic_write(out / f"{name}-{kind}.svg", "\n".join(filter(str.strip, svg.splitlines())).encode())
             lines += [f"![{label} over the steps]({name}-{kind}.svg)", ""]
-    return [*lines, *(f"{note}" for note in cut), ""]
+    return [*lines, *(f"- {note}" for note in cut), ""]
 
 
 def _named(losses: Sequence[dict[str, Any]], suffix: str = "") -> list[tuple[str, str]]:
@@ -357,17 +354,30 @@ def _write_strip(folder: Path, path: Path, pictures: Sequence[tuple[str, str]]) 
     found = [(name, read(file)) for name, slug in pictures if (file := folder / "images" / f"{slug}.png").is_file()]
     if not found:
         return
+    font = ImageFont.load_default(size=13)
     width, height = found[0][1].size
+    labels = [_broken(name, font, width) for name, _ in found]
+    label_px = _LINE_PX * max(map(len, labels)) + 4
     columns = min(_COLUMNS, len(found))
-    step_x, step_y = width + _GAP_PX, height + _LABEL_PX + _GAP_PX
+    step_x, step_y = width + _GAP_PX, height + label_px + _GAP_PX
     strip = Image.new("RGBA", (columns * step_x - _GAP_PX, math.ceil(len(found) / columns) * step_y - _GAP_PX))
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
-    for number, (name, picture) in enumerate(found):
+    draw = ImageDraw.Draw(strip)
+    for number, ((_, picture), label) in enumerate(zip(found, labels, strict=True)):
         x, y = number % columns * step_x, number // columns * step_y
-        while draw.textlength(name, font=font) > width:
-            name = name[:-2].rstrip("…") + "…"
-        draw.text((x, y + 2), name, font=font, fill=(128, 128, 128, 255))
-        strip.paste(picture, (x, y + _LABEL_PX))
+        for k, line in enumerate(label):
+            at = y + label_px - 4 - _LINE_PX * (len(label) - k)
+            draw.text((x, at), line, font=font, fill=(128, 128, 128, 255))
+        strip.paste(picture, (x, y + label_px))
     data = io.BytesIO()
     strip.save(data, "WEBP", quality=88, method=6)
     atomic_write(path, data.getvalue())
+
+
+def _broken(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A name on as many lines as it needs."""
+    lines = [""]
+    for char in name:
+        if font.getlength(lines[-1] + char) > width:
+            lines.append("")
+        lines[-1] += char
+    return [line.strip() for line in lines]
