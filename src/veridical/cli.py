@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -15,7 +15,9 @@ from veridical.core import catalog
 from veridical.core.errors import VeridicalError
 
 if TYPE_CHECKING:
+    from veridical.comparison.tune import Search
     from veridical.losses.reference import Reference
+    from veridical.training.recipe import Recipe
 
 try:
     import rich.box
@@ -521,10 +523,8 @@ def compare_losses(
     ] = False,
 ) -> None:
     """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
-    from veridical.comparison.folder import choose_folder
     from veridical.comparison.progress import display
-    from veridical.comparison.sweep import compare, demo_recipe
-    from veridical.training.recipe import load_recipe
+    from veridical.comparison.sweep import compare
 
     values: dict[str, object] = {
         "task": task,
@@ -544,6 +544,20 @@ def compare_losses(
         "training.seed": seed,
         "training.device": device,
     }
+    chosen = _chosen_recipe(recipe, values, settings, demo=demo)
+    folder = _chosen_folder(chosen, out)
+    with display() as observer:
+        compare(chosen, folder, observer, leave_out=demo)
+    _print_result(folder)
+
+
+def _chosen_recipe(
+    recipe: Path | None, values: Mapping[str, object], settings: Sequence[str] | None, *, demo: bool
+) -> "Recipe":
+    """The recipe with the options of a command, None where not given, and then its --set."""
+    from veridical.comparison.sweep import demo_recipe
+    from veridical.training.recipe import load_recipe
+
     overrides = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     overrides += settings or []
     if demo and recipe is not None:
@@ -553,14 +567,99 @@ def compare_losses(
         raise VeridicalError(
             "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, --demo."
         )
-    folder = choose_folder(chosen, out)
-    # Told here, so that whoever stops the command hears where the work is.
+    return chosen
+
+
+def _chosen_folder(recipe: "Recipe", out: Path | None) -> Path:
+    """The run folder; told to `_safe`, so that whoever stops the command hears where the work is."""
+    from veridical.comparison.folder import choose_folder
+
+    folder = choose_folder(recipe, out)
     _safe.where = folder
-    if out is None and chosen.out is None:
+    if out is None and recipe.out is None:
         _safe.again = f"run the same command again with --out {folder} to continue"
+    return folder
+
+
+@app.command("tune")
+@_guarded
+def tune_weights(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML) with one loss. Options win over it.")] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="A sum, with weights to begin at: 'l1 + 0.01*lpips + 0.003*pdl'.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Folder of photographs that a comparison evaluates on: not looked at.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
+    trials: Annotated[int, typer.Option(help="How many weights to try, with those of an earlier call.")] = 20,
+    span: Annotated[
+        float, typer.Option("--range", help="Each weight is searched from 1/RANGE to RANGE times the one given.")
+    ] = 100.0,
+    steps: Annotated[int | None, typer.Option(help="Training steps for each trial.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the trainings and of the search.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; the same command with the same folder continues.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Small trainings, on photographs that are at hand.")] = False,
+) -> None:
+    """Search the weights of a sum of losses by the aggregate score, one training for each trial.
+
+    The first term's weight stays. Trials are scored on photographs held out of those trained on, never on those that a
+    comparison evaluates on: compare the loss that is found with others afterwards.
+    """
+    from veridical.comparison.progress import display
+    from veridical.comparison.tune import tune
+
+    values: dict[str, object] = {
+        "task": task,
+        "data.train": data,
+        "data.evaluate": evaluate,
+        "losses": None if losses is None else [losses],
+        "metrics": None if metrics is None else _split(metrics, "metrics"),
+        "training.steps": steps,
+        "training.seed": seed,
+        "training.device": device,
+    }
+    chosen = _chosen_recipe(recipe, values, settings, demo=demo)
+    folder = _chosen_folder(chosen, out)
     with display() as observer:
-        compare(chosen, folder, observer, leave_out=demo)
-    _print_result(folder)
+        search = tune(chosen, folder, observer, trials=trials, span=span)
+    _print_search(search)
+
+
+def _print_search(search: "Search") -> None:
+    """The trials from the best down, the best as a line to paste, and where the pictures are."""
+    from veridical.comparison import report
+    from veridical.comparison.tune import PICTURE
+
+    names = list(search.input)
+
+    def cells(means: Mapping[str, float]) -> list[str]:
+        return [f"{means[name]:.4f}" if name in means else "-" for name in names]
+
+    rows = [("-", "degraded input", "1.0000", *cells(search.input))]
+    rows += [
+        (str(trial.number), trial.spec, f"{trial.score:.4f}", *cells(trial.means))
+        for trial in sorted(search.done, key=lambda trial: -(trial.score or 0.0))
+    ]
+    print()
+    _print_table(f"score = {search.formula}", ("trial", "loss", "score", *names), rows)
+    for trial in search.trials:
+        if trial.status == "failed":
+            _complain(f"trial {trial.number}, {trial.spec}, failed: {trial.error}")
+    first, best = search.trials[0], search.best
+    began = f"{first.score:.4f}" if first.score is not None else "none"
+    print(f"best of {len(search.done)}, with a score of {best.score:.4f} (the weights given: {began}):")
+    print(f"  {best.spec}")
+    print(f"score against weights: {search.folder / PICTURE}")
+    print(f"report: {report.write_report(report.read_run(search.folder))}")
 
 
 def _toml(value: object) -> str:

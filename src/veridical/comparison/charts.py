@@ -332,6 +332,37 @@ def lines(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One point without a label of its own; said: its tooltip."""
+
+    x: float
+    y: float
+    said: str
+
+
+@dataclass(frozen=True)
+class Dots(Frame):
+    dots: tuple[Dot, ...]
+    best: int
+
+
+def dots(points: Sequence[tuple[float, float, str]], *, best: int, width: int, height: int) -> Dots:
+    """Points (x, y, tooltip), x on a logarithmic axis and positive. best: which of them is pointed out."""
+    left, right, top, bottom = 58.0, width - 14.0, 14.0, height - 46.0
+    xs = [math.log10(x) for x, _, _ in points]
+    margin = 0.08 * (max(xs) - min(xs)) or 0.1
+    low, high = min(xs) - margin, max(xs) + margin
+    y_of, y_ticks = _scale([y for _, y, _ in points], bottom, top, True, 5)
+
+    def x_of(x: float) -> float:
+        return left + (x - low) / (high - low) * (right - left)
+
+    x_ticks = tuple(Tick(x_of(math.log10(v)), f"{v:g}") for v in log_ticks(10**low, 10**high))
+    drawn = tuple(Dot(x_of(x), y_of(y), said) for x, (_, y, said) in zip(xs, points, strict=True))
+    return Dots(width, height, left, right, top, bottom, x_ticks, y_ticks, drawn, best)
+
+
 def _spread(ys: Sequence[float], top: float, bottom: float) -> list[float]:
     """The nearest places to ys, at least one line apart and inside [top, bottom] while they fit there."""
     order = sorted(range(len(ys)), key=lambda i: ys[i])

@@ -22,5 +22,8 @@ class Observer(Silent):
     def loss_begins(self, name: str) -> None:
         """The training of one loss begins, or goes on."""
 
+    def scored(self, spec: str, score: float, *, best: bool) -> None:
+        """A search has scored weights. best: higher than all before."""
+
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
         """One loss is trained and evaluated ("done"), was so already ("kept"), or has failed ("failed")."""

@@ -88,10 +88,11 @@ class Plan:
         return initial_model(self.model_name, self.model_options, self.recipe.training.seed)
 
 
-def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool) -> Plan:
+def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool, validation: bool = False) -> Plan:
     """Look for whatever can be wrong, then write recipe.toml into the folder.
 
     Args:   leave_out: leave out losses whose weights cannot be had, with a note; otherwise that is an error.
+            validation: evaluate on photographs held out of the training ones; see sources.gather.
     Errors: VeridicalError for whatever is wrong with names, options, files, sizes, weights or the device.
     """
     notes: list[str] = []
@@ -117,7 +118,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     metrics = _build_metrics(recipe, missing, note, may_drop=not chosen)
     if not (recipe.data.train or recipe.data.pairs) and not leave_out:
         note("the recipe names no photographs (data.train or data.pairs), so the demo's are used")
-    sources = gather(recipe, damage, observer, note)
+    sources = gather(recipe, damage, observer, note, validation=validation)
     metrics = _fit_metrics(sources.pairs, metrics, note, chosen=chosen)
     _try_out(model, contenders, sources.samples)
     open_folder(recipe, folder)

@@ -61,6 +61,12 @@ class Lines(Observer):
         self.name = name
         print(f"{self._where()}{name}: {said or f'FAILED: {error}'}", flush=True)
 
+    def scored(self, spec: str, score: float, *, best: bool) -> None:
+        self._say(f"{self._where()}{spec}: score {score:.4f}{', the best so far' if best else ''}")
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
     def _where(self) -> str:
         if self.name not in self.losses:
             return ""
@@ -98,6 +104,9 @@ class Bars(Lines):
     def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
         self.bars.update(self.one, completed=step, said=f"{rate:.1f} steps/s  {_terms(total, terms)}")
         self.bars.update(self.all, completed=self.ended * self.steps + step)
+
+    def _say(self, text: str) -> None:
+        self.bars.console.print(rich.text.Text(text))
 
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
         self.ended += 1

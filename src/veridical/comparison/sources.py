@@ -56,9 +56,19 @@ class _Side:
         return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def gather(recipe: Recipe, degradation: Degradation, observer: Observer, note: Callable[[str], None]) -> Sources:
+def gather(
+    recipe: Recipe,
+    degradation: Degradation,
+    observer: Observer,
+    note: Callable[[str], None],
+    *,
+    validation: bool = False,
+) -> Sources:
     """Find, read and check all photographs of a recipe; without evaluation data some of them are held out.
 
+    Args:   validation: what a comparison of this recipe would evaluate on is set aside, neither trained on nor looked
+            at; a quarter of the rest, 24 at most, is held out to be evaluated on instead. So that what is chosen by
+            its values there, such as a weight, can be judged on photographs that had no part in the choice.
     Errors: DataError when a folder or its images cannot be used, or nothing is left to train or evaluate on.
     """
     settings, channels = recipe.training, recipe.model.channels
@@ -71,6 +81,12 @@ def gather(recipe: Recipe, degradation: Degradation, observer: Observer, note: C
         judged = replace(trained, items=held, where=f"held out of {trained.where}")
         trained = replace(trained, items=kept)
     trained = _without(trained, judged, note)
+    if validation:
+        aside = judged.count(len(judged.items))
+        kept, held = hold_out(trained.items, min(24, max(1, len(trained.items) // 4)))
+        judged = replace(trained, items=held, where=f"held out of {trained.where} to choose by")
+        trained = replace(trained, items=kept)
+        note(f"not looked at: {aside}, for a comparison to evaluate on; to choose by: {judged.count(len(held))} more")
 
     def reading(done: int, total: int) -> None:
         observer.doing("reading the training photographs", done, total)

@@ -84,7 +84,7 @@ def compare(
     for contender in plan.contenders:
         if contender.name not in kept:
             observer.loss_begins(contender.name)
-            _run(plan, contender, observer)
+            run_one(plan, contender, observer)
             if _is_chief():
                 write_state(plan, inputs, command)
         status = "kept" if contender.name in kept and contender.status == "done" else contender.status
@@ -105,7 +105,7 @@ def _command(recipe: Recipe, folder: Path) -> str:
     return f"veridical compare {shlex.quote(str(folder / 'recipe.toml'))}"
 
 
-def _run(plan: Plan, contender: Contender, observer: Observer) -> None:
+def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
     """Train and evaluate one loss, or only evaluate it when just the metrics are new. Sets what became of it, and
     saves that."""
     try:
@@ -180,4 +180,4 @@ def _is_chief() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-__all__ = ["DEMO_LOSSES", "DEMO_SETTINGS", "Observer", "compare", "demo_recipe", "initial_model"]
+__all__ = ["DEMO_LOSSES", "DEMO_SETTINGS", "Observer", "compare", "demo_recipe", "initial_model", "run_one"]
