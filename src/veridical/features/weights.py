@@ -354,8 +354,6 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
                 return path
 
     cache = _cache_folder()
-    if file.remedy:
-        raise _missing(file, {})
     if os.environ.get("VERIDICAL_OFFLINE", "0") not in ("", "0"):
         raise _missing(file, dict.fromkeys(file.sources, "not tried: VERIDICAL_OFFLINE is set"))
     try:
