@@ -16,12 +16,12 @@ Map = Callable[[Tensor], Tensor]
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference, (N, C, h, w) x 2 -> (N,)."""
-    return _Mean.apply(prediction, target, torch.abs, torch.sign)
+    return _mean(prediction, target, torch.abs, torch.sign)
 
 
 def l2(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference, (N, C, h, w) x 2 -> (N,)."""
-    return _Mean.apply(prediction, target, torch.square, _twice)
+    return _mean(prediction, target, torch.square, _twice)
 
 
 def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
@@ -37,15 +37,23 @@ def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Ten
     def slope(d: Tensor) -> Tensor:
         return d * torch.rsqrt(d.square() + eps**2)
 
-    return _Mean.apply(prediction, target, value, slope)
+    return _mean(prediction, target, value, slope)
 
 
 def _twice(d: Tensor) -> Tensor:
     return 2 * d
 
 
+def _mean(prediction: Tensor, target: Tensor, value: Map, slope: Map) -> Tensor:
+    """Mean of value(prediction - target), (N, ...) x 2 -> (N,). slope is the derivative of value."""
+    if torch.is_grad_enabled() and prediction.requires_grad:
+        result: Tensor = _Mean.apply(prediction, target, value, slope)
+        return result
+    return mean_per_image(value(prediction - target))  # torch.compile refuses a Function that needs no gradient
+
+
 class _Mean(torch.autograd.Function):
-    """Mean of value(prediction - target), (N, ...) x 2 -> (N,). slope is the derivative of value.
+    """`_mean` with a graph.
 
     The difference is all that is kept for the backward pass. Written operation by operation, autograd would keep more,
     and go over a large map five times as long.
