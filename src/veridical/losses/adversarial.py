@@ -73,10 +73,9 @@ class AdversarialLoss(Loss):
         raise NotImplementedError("a subclass of AdversarialLoss defines discriminator_objective")
 
     def compare(self, prediction: Tensor, data: Tensor) -> Tensor:
-        with no_autocast(prediction):
-            if not self.active:
-                return 0 * mean_per_image(at_least_float32(prediction))
-            return mean_per_image(self.restorer_objective(self.network(prediction), data))
+        if not self.active:
+            return 0 * mean_per_image(at_least_float32(prediction))
+        return mean_per_image(self.restorer_objective(self.network(prediction), data))
 
     def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """One step of the discriminator, after the backward pass of the restorer. Before `start` it only counts.
@@ -91,7 +90,7 @@ class AdversarialLoss(Loss):
         if not was_active:
             return dict.fromkeys(("discriminator", "sharp", "restored", "gradient"), self.first_moment.new_zeros(()))
         fake_image, real_image = (image.detach().to(self.first_moment.dtype) for image in (prediction, target))
-        with torch.enable_grad(), no_autocast(prediction):
+        with torch.enable_grad(), no_autocast(prediction):  # which would reach the backward pass, too
             weights = [weight.detach().requires_grad_() for weight in self.network.weights()]
             real = self.network(real_image, weights, learning=True)
             fake = self.network(fake_image, weights, learning=True)
@@ -116,10 +115,10 @@ class AdversarialLoss(Loss):
         self.first_moment.lerp_(gradient, 1 - beta1)
         self.second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         size = (self.second_moment / (1 - beta2**count)).sqrt_().add_(EPS)
-        change = self.first_moment / size * (self.lr / (1 - beta1**count))
         weights = self.network.weights()
-        for weight, part in zip(weights, change.split([weight.numel() for weight in weights]), strict=True):
-            weight.sub_(part.view_as(weight))
+        numbers = [weight.numel() for weight in weights]
+        for weight, mean, over in zip(weights, self.first_moment.split(numbers), size.split(numbers), strict=True):
+            weight.addcdiv_(mean.view_as(weight), over.view_as(weight), value=-self.lr / (1 - beta1**count))
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)
@@ -145,8 +144,8 @@ class GANLoss(AdversarialLoss):
             batch norm lets images of one batch influence each other. The value at the truth is not 0.
     Args:   discriminator: srgan (one score for an image) or patch (one for each 70x70 px). width: channels of its first
             layer. lr, betas: of its Adam; lr does not fall. start: after how many steps it begins: until then it is 0
-            and the discriminator does not learn, as when a restorer is first trained by a pixel loss. seed: of the
-            discriminator's initial weights.
+            and the discriminator does not learn, as when a restorer is first trained by a pixel loss; an automatic
+            weight cannot be found for it then. seed: of the discriminator's initial weights.
     Source: SRGAN, Ledig et al. 2017, arXiv:1609.04802; Goodfellow et al. 2014, arXiv:1406.2661. The patch
             discriminator: pix2pix, Isola et al. 2017, arXiv:1611.07004.
     """

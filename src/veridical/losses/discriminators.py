@@ -19,13 +19,14 @@ MOMENTUM = 0.1  # of the running statistics: PyTorch's default
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, batch norm and LeakyReLU. pool: first average the map to so many cells a side (0: do not)."""
+    """A convolution, batch norm and LeakyReLU. cells: not 0 for a dense layer, over the map averaged to so many cells a
+    side."""
 
     channels: int
     kernel: int = 3
     stride: int = 1
     padding: int = 1
-    pool: int = 0
+    cells: int = 0
     norm: bool = True
     activation: bool = True
 
@@ -40,9 +41,8 @@ class Kind:
 
 def _srgan(width: int) -> list[Layer]:
     convolutions = [Layer(width * 2 ** (k // 2), stride=1 + k % 2, norm=k > 0) for k in range(8)]
-    # A dense layer over a map of 6x6 is a convolution by a kernel of its size.
-    dense = Layer(16 * width, kernel=6, padding=0, pool=6, norm=False)
-    return [*convolutions, dense, Layer(1, kernel=1, padding=0, norm=False, activation=False)]
+    dense = [Layer(16 * width, cells=6, norm=False), Layer(1, cells=1, norm=False, activation=False)]
+    return [*convolutions, *dense]
 
 
 def _patch(width: int) -> list[Layer]:
@@ -83,7 +83,8 @@ class Discriminator(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         c_in = 3
         for k, layer in enumerate(self.layers):
-            shape = (layer.channels, c_in, layer.kernel, layer.kernel)
+            side = layer.cells or layer.kernel
+            shape = (layer.channels, c_in, side, side)
             c_in, std = layer.channels, math.sqrt(2 / math.prod(shape[1:]))
             self._add(self.weight_names, f"weight{k}", std * torch.randn(shape, generator=generator))
             self._add(self.weight_names, f"bias{k}", torch.zeros(c_in))
@@ -115,9 +116,11 @@ class Discriminator(nn.Module):
             x = 2 * at_least_float32(as_rgb(image)) - 1
             for k, layer in enumerate(self.layers):
                 weight, bias = next(left).to(x.dtype), next(left).to(x.dtype)
-                if layer.pool:
-                    x = F.adaptive_avg_pool2d(x, layer.pool)
-                x = F.conv2d(x, weight, None if layer.norm else bias, layer.stride, layer.padding)
+                if layer.cells:
+                    x = F.adaptive_avg_pool2d(x, layer.cells).flatten(1)
+                    x = F.linear(x, weight.flatten(1), bias)[:, :, None, None]
+                else:
+                    x = F.conv2d(x, weight, None if layer.norm else bias, layer.stride, layer.padding)
                 if layer.norm:
                     x = self._normalise(x, k, next(left).to(x.dtype), bias, learning=learning)
                 if layer.activation:
