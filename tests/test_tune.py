@@ -165,6 +165,8 @@ def test_more_trials_are_added_to_a_finished_search(data: Path, tmp_path: Path) 
     assert found(longer) == found(tune(searched(data), tmp_path / "straight", trials=3))
     shorter = tune(searched(data), tmp_path / "run", trials=1)  # what is there is not forgotten
     assert found(shorter) == found(longer)
+    about = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert [each["name"] for each in about["losses"]] == [trial.spec for trial in longer.trials]
 
 
 def test_other_metrics_score_again_without_training(data: Path, tmp_path: Path) -> None:
