@@ -206,7 +206,9 @@ def list_losses(
         for name, entry in LOSSES.items()
     ]
     _print_table("Losses", ("name", "what it is", "needs weights", "optimises"), rows)
-    print("Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)', 'l1 + auto*lpips'. Options of one: veridical losses NAME")
+    print(
+        "Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)', 'l1 + auto*lpips'. Options of one: veridical losses NAME"
+    )
 
 
 def _print_loss(known: "Reference", kernel: str) -> None:
