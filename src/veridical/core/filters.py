@@ -1,5 +1,7 @@
 """Linear filters on images: windows, borders, convolution per channel."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,4 +63,69 @@ def convolve(image: Tensor, kernel: Tensor, *, border: str = "reflect") -> Tenso
 
 def convolve_separable(image: Tensor, column: Tensor, row: Tensor, *, border: str = "reflect") -> Tensor:
     """`convolve` with outer(column, row), in two cheap passes."""
-    return convolve(convolve(image, row[None, :], border=border), column[:, None], border=border)
+    height, width = len(column), len(row)
+    image = slide(pad(image, (width // 2, (width - 1) // 2, 0, 0), border), row, -1)
+    return slide(pad(image, (0, 0, height // 2, (height - 1) // 2), border), column, -2)
+
+
+def slide(image: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """Correlate the rows (axis -1) or columns (-2) of (..., H, W) with taps, at the positions where they fit inside.
+
+    On a CPU by adding shifted images, which stay in its caches: torch's convolution with one channel per group is
+    several times as slow there, unless the number of channels suits it.
+    """
+    if not _adds_shifted(image):
+        return _convolve_along(image, taps, axis, padding=0)
+    if torch.is_grad_enabled() and image.requires_grad:
+        shifted: Tensor = _Shifted.apply(image, taps, axis, False)
+        return shifted
+    first, *others = taps.to(image).unbind()
+    size = image.shape[axis] - len(others)
+    total = image.narrow(axis, 0, size) * first
+    for k, tap in enumerate(others, 1):
+        total.addcmul_(image.narrow(axis, k, size), tap)
+    return total
+
+
+def unslide(values: Tensor, taps: Tensor, axis: int) -> Tensor:
+    """The transpose of `slide`, which its gradient is: spreads each value over the positions that it was made of."""
+    if not _adds_shifted(values):
+        return _convolve_along(values, taps.flip(0), axis, padding=len(taps) - 1)
+    if torch.is_grad_enabled() and values.requires_grad:
+        shifted: Tensor = _Shifted.apply(values, taps, axis, True)
+        return shifted
+    shape = list(values.shape)
+    shape[axis] += len(taps) - 1
+    total = values.new_zeros(shape)
+    for k, tap in enumerate(taps.to(values).unbind()):
+        total.narrow(axis, k, values.shape[axis]).addcmul_(values, tap)
+    return total
+
+
+def _adds_shifted(image: Tensor) -> bool:
+    # In 16 bits a running sum would lose digits; a convolution sums in 32.
+    return image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
+
+
+class _Shifted(torch.autograd.Function):
+    """`slide` or, transposed, `unslide`: each is the other's gradient. Autograd's own would fill an image per tap."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, taps: Tensor, axis: int, transposed: bool) -> Tensor:
+        ctx.save_for_backward(taps)
+        ctx.axis, ctx.transposed = axis, transposed
+        return (unslide if transposed else slide)(image, taps, axis)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (taps,) = ctx.saved_tensors
+        return (slide if ctx.transposed else unslide)(gradient, taps, ctx.axis), None, None, None
+
+
+def _convolve_along(image: Tensor, taps: Tensor, axis: int, *, padding: int) -> Tensor:
+    """Every plane is a channel of one image: for one channel per group a GPU has a kernel, in full float32."""
+    planes = image.reshape(1, -1, *image.shape[-2:])
+    shape, around = ((len(taps), 1), (padding, 0)) if axis == -2 else ((1, len(taps)), (0, padding))
+    weight = taps.to(image).reshape(shape).expand(planes.shape[1], 1, *shape)
+    result = F.conv2d(planes, weight, padding=around, groups=planes.shape[1])
+    return result.reshape(*image.shape[:-2], *result.shape[-2:])
