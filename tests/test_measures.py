@@ -14,8 +14,9 @@ import veridical
 from tests.shared import shared_data
 from veridical.core.colour import luma_studio
 from veridical.core.files import find_images, read_image
-from veridical.core.filters import convolve
+from veridical.core.filters import convolve, gaussian_window
 from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
+from veridical.measures.ssim import PASS_PX, _similarity, halve
 
 
 def photograph(name: str) -> torch.Tensor:
@@ -71,6 +72,57 @@ def test_ms_ssim_agrees_with_pytorch_msssim(pair, border):
 
 def test_soft_floor_changes_no_ordinary_ms_ssim(pair):
     torch.testing.assert_close(ms_ssim(*pair, negative="soft"), ms_ssim(*pair), atol=1e-6, rtol=0)
+
+
+def plain_ssim(prediction: torch.Tensor, target: torch.Tensor, *, luminance: bool) -> torch.Tensor:
+    """SSIM or its contrast term, (N, C), as papers write it: five maps in a two-dimensional window, and autograd."""
+    window = gaussian_window(11, 1.5).to(prediction)
+    kernel = torch.outer(window, window).expand(prediction.shape[1], 1, 11, 11)
+
+    def local(image):
+        return torch.nn.functional.conv2d(image, kernel, groups=image.shape[1])
+
+    mean_p, mean_t = local(prediction), local(target)
+    variances = local(prediction**2) - mean_p**2 + local(target**2) - mean_t**2
+    covariance = local(prediction * target) - mean_p * mean_t
+    contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
+    light = (2 * mean_p * mean_t + 0.01**2) / (mean_p**2 + mean_t**2 + 0.01**2)
+    return (light * contrast if luminance else contrast).mean((2, 3))
+
+
+@pytest.mark.parametrize("luminance", [True, False])
+def test_ssim_and_its_hand_written_gradients_equal_the_plain_form(pair, luminance):
+    """With several passes over the planes, of both images, in float64, with an upstream gradient per plane."""
+    upstream = torch.rand(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for function in (_similarity, plain_ssim):
+        images = [image.double().requires_grad_() for image in pair]
+        window = (gaussian_window(11, 1.5),) if function is _similarity else ()
+        values = function(*images, *window, luminance=luminance)
+        values.backward(upstream)
+        results.append([values, *(image.grad for image in images)])
+    assert pair[0].numel() > 2 * PASS_PX
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-14)
+
+
+def test_gradient_of_ssim_in_float32_is_as_exact_as_the_plain_form(pair):
+    """In float32 and float64, by the greatest error; the maps of squares cancel in both forms."""
+    gradients = []
+    for precision, function in ((torch.float64, plain_ssim), (torch.float32, plain_ssim), (torch.float32, None)):
+        prediction, target = (image.to(precision, copy=True) for image in pair)
+        prediction.requires_grad_()
+        values = function(prediction, target, luminance=True).mean(1) if function else ssim(prediction, target)
+        values.sum().backward()
+        gradients.append(prediction.grad.double())
+    exact, plain, ours = gradients
+    assert (ours - exact).abs().max() <= (plain - exact).abs().max()
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 10), (13, 10), (11, 17)])
+def test_halving_is_average_pooling(height, width):
+    image = torch.rand(1, 2, height, width, dtype=torch.float64)
+    expected = torch.nn.functional.avg_pool2d(image, 2, padding=(height % 2, width % 2))
+    torch.testing.assert_close(halve(image), expected)
 
 
 def test_ssim_stays_in_range_in_bfloat16():

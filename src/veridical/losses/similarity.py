@@ -7,16 +7,7 @@ from veridical.core.image import at_least_float32, no_autocast
 from veridical.core.options import check_number, check_whole
 from veridical.distances.pointwise import l1
 from veridical.losses.base import Loss
-from veridical.measures.ssim import (
-    SCALE_WEIGHTS,
-    Statistics,
-    check_window,
-    describe,
-    least_size,
-    ms_ssim,
-    pyramid,
-    ssim,
-)
+from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size, ms_ssim, ssim
 
 
 class SSIMLoss(Loss):
@@ -41,11 +32,8 @@ class SSIMLoss(Loss):
         self.min_size = window_size
         self.register_buffer("window", gaussian_window(window_size, sigma_px).float(), persistent=False)
 
-    def prepare_target(self, target: Tensor) -> Statistics:
-        return describe(target, self.window.to(at_least_float32(target)))
-
-    def compare(self, prediction: Tensor, data: Statistics) -> Tensor:
-        return 1 - ssim(prediction, data)
+    def compare(self, prediction: Tensor, data: Tensor) -> Tensor:
+        return 1 - ssim(prediction, data, window=self.window)
 
 
 class MSSSIMLoss(Loss):
@@ -56,7 +44,7 @@ class MSSSIMLoss(Loss):
     Range:  [0, 1]. Its gradient does not vanish where contrast is inverted (see `ms_ssim`, negative="soft").
     Use:    as ssim, when one scale is too few; with L1 for colour, see ms-ssim-l1.
     Weak:   changes of brightness and shifts of colour cost it little (Zhao et al. 2017). The finest scale has a weight
-            of 0.04, so that fine grain and noise are nearly free. Needs large crops: 161 px for five scales.
+            of 0.04, so that fine grain and noise cost less than with ssim. Needs large crops: 161 px for five scales.
     Args:   scales: 1 to 5; five need crops of at least 161 px, three need 41 px. window_size, sigma_px: the window.
     Source: Wang, Simoncelli, Bovik 2003; as a loss: Zhao et al. 2017, arXiv:1511.08861.
     """
@@ -71,11 +59,8 @@ class MSSSIMLoss(Loss):
         self.min_size = least_size(scales, window_size)
         self.register_buffer("window", gaussian_window(window_size, sigma_px).float(), persistent=False)
 
-    def prepare_target(self, target: Tensor) -> list[Statistics]:
-        return pyramid(target, self.scales, self.window.to(at_least_float32(target)))
-
-    def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:
-        return 1 - ms_ssim(prediction, data, scales=self.scales, negative="soft")
+    def compare(self, prediction: Tensor, data: Tensor) -> Tensor:
+        return 1 - ms_ssim(prediction, data, scales=self.scales, window=self.window, negative="soft")
 
 
 class MSSSIML1Loss(MSSSIMLoss):
@@ -96,7 +81,7 @@ class MSSSIML1Loss(MSSSIMLoss):
         check_number("alpha of ms-ssim-l1", alpha, low=0, high=1)
         self.alpha = alpha
 
-    def compare(self, prediction: Tensor, data: list[Statistics]) -> Tensor:
+    def compare(self, prediction: Tensor, data: Tensor) -> Tensor:
         with no_autocast(prediction):
-            absolute = l1(at_least_float32(prediction), data[0].image)
+            absolute = l1(at_least_float32(prediction), at_least_float32(data))
         return self.alpha * super().compare(prediction, data) + (1 - self.alpha) * absolute
