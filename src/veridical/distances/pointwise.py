@@ -11,17 +11,18 @@ from veridical.core.image import mean_per_image
 from veridical.core.options import check_number
 from veridical.distances.base import Distance
 
-Map = Callable[[Tensor], Tensor]
+Value = Callable[[Tensor], Tensor]
+Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference, (N, C, h, w) x 2 -> (N,)."""
-    return _mean(prediction, target, torch.abs, torch.sign)
+    return _mean(prediction, target, torch.abs, lambda d, scale: torch.sign(d) * scale)
 
 
 def l2(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference, (N, C, h, w) x 2 -> (N,)."""
-    return _mean(prediction, target, torch.square, _twice)
+    return _mean(prediction, target, torch.square, lambda d, scale: d * (2 * scale))
 
 
 def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
@@ -34,18 +35,14 @@ def charbonnier(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Ten
     def value(d: Tensor) -> Tensor:
         return torch.sqrt(d.square() + eps**2) - eps
 
-    def slope(d: Tensor) -> Tensor:
-        return d * torch.rsqrt(d.square() + eps**2)
+    def slope(d: Tensor, scale: Tensor) -> Tensor:
+        return d * torch.rsqrt(d.square() + eps**2) * scale
 
     return _mean(prediction, target, value, slope)
 
 
-def _twice(d: Tensor) -> Tensor:
-    return 2 * d
-
-
-def _mean(prediction: Tensor, target: Tensor, value: Map, slope: Map) -> Tensor:
-    """Mean of value(prediction - target), (N, ...) x 2 -> (N,). slope is the derivative of value."""
+def _mean(prediction: Tensor, target: Tensor, value: Value, slope: Slope) -> Tensor:
+    """Mean of value(prediction - target), (N, ...) x 2 -> (N,). slope(d, scale): value's derivative, times scale."""
     if torch.is_grad_enabled() and prediction.requires_grad:
         result: Tensor = _Mean.apply(prediction, target, value, slope)
         return result
@@ -60,7 +57,7 @@ class _Mean(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, value: Map, slope: Map) -> Tensor:
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, value: Value, slope: Slope) -> Tensor:
         difference = prediction - target
         ctx.save_for_backward(difference)
         ctx.slope = slope
@@ -71,7 +68,7 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (difference,) = ctx.saved_tensors
         scale = gradient / difference[0].numel()
-        return ctx.slope(difference) * scale.view(-1, *[1] * (difference.ndim - 1)), None, None, None
+        return ctx.slope(difference, scale.view(-1, *[1] * (difference.ndim - 1))), None, None, None
 
 
 class L1(Distance):
