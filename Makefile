@@ -33,9 +33,9 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --constraint constraints.txt --editable ".[compare]"
 	touch $@
 
-# The package lpips asks for torchvision, whose wheels do not fit every torch; the test that compares with it brings a
-# stand-in, so its dependencies are left out.
+# The packages lpips and DISTS-pytorch import torchvision, whose wheels do not fit every torch; the tests that compare
+# with them bring a stand-in, so their dependencies are left out.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
-	$(PIP) --no-deps lpips==0.1.4
+	$(PIP) --no-deps lpips==0.1.4 DISTS-pytorch==0.1
 	touch $@

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from veridical.distances import DISTANCES, L2, LPIPS, FeatureDistance, Wasserstein
+from veridical.distances import DISTANCES, L2, LPIPS, FeatureDistance, Gram, Wasserstein
 from veridical.distances.lpips import linear_weights
 from veridical.distances.projections import draw_projection
 from veridical.distances.wasserstein import sorted_positions
@@ -183,6 +183,24 @@ def test_lpips_agrees_with_numpy(maps):
 
     expected = ((unit(prediction) - unit(target)) ** 2 * weight.numpy()[:, None, None]).sum(1).mean((1, 2))
     np.testing.assert_allclose(compare(LPIPS(weight), prediction, target).numpy(), expected, rtol=1e-5)
+
+
+def test_gram_agrees_with_numpy(maps):
+    """Σ over channels c, d of (G_cd - G'_cd)², G_cd the sum over positions of the product, / (C h w)."""
+    prediction, target = maps
+    expected = []
+    for pair in zip(*(m.double().numpy() for m in maps), strict=True):
+        one, other = (np.einsum("chw,dhw->cd", m, m) / (5 * 6 * 7) for m in pair)
+        expected.append(((one - other) ** 2).sum())
+    values = compare(Gram(), prediction, target)
+    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-5)
+    shuffled = prediction.flatten(2)[:, :, torch.randperm(42, generator=GENERATOR)].view_as(prediction)
+    torch.testing.assert_close(compare(Gram(), shuffled, target), values)
+    as_gatys = [
+        ((np.einsum("chw,dhw->cd", a, a) - np.einsum("chw,dhw->cd", b, b)) ** 2).sum() / (4 * 5**2 * 42**2)
+        for a, b in zip(*(m.double().numpy() for m in maps), strict=True)
+    ]
+    np.testing.assert_allclose(values.numpy(), np.multiply(4, as_gatys), rtol=1e-5)
 
 
 def test_gradient_of_lpips_is_finite_where_all_channels_are_zero():

@@ -33,6 +33,7 @@ CASES = [(name, OPTIONS.get(name, {})) for name in LOSSES if name != "tfmlc"] + 
     ("contextual", {"similarity": "l2"}),
     ("contextual", {"max_positions": 12, "redraw": True}),
     ("cobi", {"rgb": 1.0}),
+    ("lpips", {"linear": False}),
     (
         "vgg16",
         {"taps": ("conv1_1", "pool2"), "tap_weights": (1.0, 0.5), "distance": "l1", "normalisation": "none"},
@@ -598,6 +599,10 @@ def test_values_of_the_network_recipes(images, network_file):
     first, third = ((ours[tap] - theirs[tap]).abs().mean() for tap in ("relu1_2", "relu3_3"))
     loss = veridical.loss("vgg16", weights=file, taps=("relu3_3", "relu1_2"), tap_weights=(3, 2), distance="l1")
     assert loss(*images).item() == pytest.approx((2 * first + 3 * third).item(), rel=1e-4)
+    for name, distance in (("style", "gram"), ("contextual", "contextual"), ("pdl", "wasserstein")):
+        taps = {} if name == "style" else {"taps": "conv4_3"}
+        same = veridical.loss("vgg16", weights=file, distance=distance, **taps)
+        assert veridical.loss(name, weights=file)(*images).item() == pytest.approx(same(*images).item())
     ranks = [m["conv4_3"].flatten(2).sort(2).values for m in (ours, theirs)]
     assert veridical.loss("pdl", weights=file)(prediction, target).item() == pytest.approx(
         (ranks[0] - ranks[1]).abs().mean().item(), rel=1e-4

@@ -226,7 +226,7 @@ def test_metrics_state_what_they_are(network_file):
         assert values.dtype == torch.float32
         assert not values.requires_grad
         assert entry.summary
-        assert metric.higher_is_better == (name != "lpips")
+        assert metric.higher_is_better == (name not in ("lpips", "dists"))
 
 
 def test_better_images_score_better(pair, network_file):

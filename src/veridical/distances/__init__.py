@@ -2,7 +2,9 @@
 
 from veridical.distances.base import Distance
 from veridical.distances.contextual import Contextual
+from veridical.distances.dists import dists_distance, dists_needs
 from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance, lpips_needs
+from veridical.distances.gram import Gram
 from veridical.distances.lpips import LPIPS
 from veridical.distances.pointwise import L1, L2, Charbonnier
 from veridical.distances.wasserstein import Wasserstein
@@ -13,6 +15,7 @@ DISTANCES: dict[str, type[Distance]] = {
     "charbonnier": Charbonnier,
     "wasserstein": Wasserstein,
     "contextual": Contextual,
+    "gram": Gram,
 }
 
 __all__ = [
@@ -25,8 +28,11 @@ __all__ = [
     "Contextual",
     "Distance",
     "FeatureDistance",
+    "Gram",
     "Seen",
     "Wasserstein",
+    "dists_distance",
+    "dists_needs",
     "lpips_distance",
     "lpips_needs",
 ]

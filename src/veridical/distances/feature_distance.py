@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from veridical.core.catalog import lookup
 from veridical.core.image import at_least_float32, no_autocast
-from veridical.core.options import check_number
+from veridical.core.options import check_flag, check_number
 from veridical.distances.base import Distance
 from veridical.distances.lpips import LPIPS, linear_weights
 from veridical.features.base import Features, Maps
@@ -92,14 +92,20 @@ LPIPS_NETWORKS = {
 }
 
 
-def lpips_distance(net: str, *, clamp: bool = False, weights: str | None = None) -> FeatureDistance:
+def lpips_distance(
+    net: str, *, linear: bool = True, clamp: bool = False, weights: str | None = None
+) -> FeatureDistance:
     """LPIPS 0.1 as a FeatureDistance; both the loss and the metric are this one.
 
-    Args: net: a key of LPIPS_NETWORKS. clamp: clip inputs to [0, 1]. weights: file of the backbone.
+    Args: net: a key of LPIPS_NETWORKS. linear: with the learned weights; without, all are 1. clamp: clip inputs to
+          [0, 1]. weights: file of the backbone.
     """
     name, taps = lookup(LPIPS_NETWORKS, net, "LPIPS network")
+    check_flag("linear of lpips", linear)
     features = FrozenNetwork(name, taps=taps, clamp=clamp, weights=weights)
-    return FeatureDistance(features, dict(zip(taps, map(LPIPS, linear_weights(net)), strict=True)))
+    learned = linear_weights(net)
+    used = learned if linear else [torch.ones_like(weight) for weight in learned]
+    return FeatureDistance(features, dict(zip(taps, map(LPIPS, used), strict=True)))
 
 
 def lpips_needs(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,12 +12,13 @@ from typing import Any
 from veridical.core.catalog import Term, call, lookup, options_of, parse, summary_of
 from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
-from veridical.distances import lpips_needs
+from veridical.distances import dists_needs, lpips_needs
 from veridical.losses.adversarial import GANLoss, HingeGANLoss, LSGANLoss, RaGANLoss
 from veridical.losses.auto_weight import AutoWeight
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
 from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
 from veridical.losses.contextual import cobi, contextual
+from veridical.losses.dists import dists
 from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
@@ -25,6 +26,7 @@ from veridical.losses.pixel import PSNRLoss, charbonnier, edge, gradient, l1, l2
 from veridical.losses.sharpness import SharpnessQLoss
 from veridical.losses.similarity import MSSSIML1Loss, MSSSIMLoss, SSIMLoss
 from veridical.losses.stochastic import SPL
+from veridical.losses.style import style
 from veridical.losses.total_variation import TVLoss
 from veridical.losses.weighted_sum import WeightedSum
 
@@ -63,6 +65,8 @@ LOSSES: dict[str, LossEntry] = {
     "vgg16": LossEntry(vgg16, needs=network_needs("vgg16")),
     "vgg19": LossEntry(vgg19, needs=network_needs("vgg19")),
     "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
+    "dists": LossEntry(dists, optimises=("dists",), needs=dists_needs),
+    "style": LossEntry(style, needs=network_needs("vgg16")),
     "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
     "mdf": LossEntry(mdf, needs=mdf_needs),
     "fmlc": LossEntry(fmlc, extra="clip"),

@@ -65,9 +65,9 @@ def vgg16(
             L2 on a 5x5 box blur. Its features are of ImageNet's classes. Heavy in time and memory. Values of the taps
             differ tenfold and more, so tap_weights matter.
     Args:   taps: layer names, conv1_1 ... pool5. tap_weights: one number per tap (1 each).
-            distance: l1, l2, charbonnier or wasserstein. normalisation: "imagenet", or "none" for raw [0, 1], which
-            reproduces the VGG rows of the Stochastic Perceptual Loss comparison. clamp: clip inputs to [0, 1].
-            weights: file to read VGG16 from.
+            distance: l1, l2, charbonnier, wasserstein, contextual or gram. normalisation: "imagenet", or "none" for
+            raw [0, 1], which reproduces the VGG rows of the Stochastic Perceptual Loss comparison. clamp: clip inputs
+            to [0, 1]. weights: file to read VGG16 from.
     Source: Johnson et al. 2016, arXiv:1603.08155.
     """
     kind = lookup(DISTANCES, distance, "distance")
@@ -97,7 +97,7 @@ def vgg19(
     return network_loss("vgg19", taps, tap_weights, lambda tap: kind(), normalisation, clamp, weights)
 
 
-def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None) -> FeatureLoss:
+def lpips(*, net: str = "alex", linear: bool = True, clamp: bool = False, weights: str | None = None) -> FeatureLoss:
     """LPIPS 0.1: learned perceptual distance. Alone it leaves grid patterns; add it to a pixel loss.
 
     Formula: Σ_k mean over positions of Σ_c w_kc (u_k(x̂) - u_k(x))²_c, u_k = φ_k / |φ_k| over the channels, w learned
@@ -108,11 +108,12 @@ def lpips(*, net: str = "alex", clamp: bool = False, weights: str | None = None)
     Weak:   unit length hides the strength of features, so that other images reach the same value: alone it had the
             lowest PSNR of all twelve losses (23.4 dB to L2's 32.0 on a 5x5 box blur), and grids, most with net=alex,
             whose first layer steps by 4 px. Blind to overshoot with clamp.
-    Args:   net: alex, vgg or squeeze. clamp: clip inputs to [0, 1] first, as the Stochastic Perceptual Loss comparison
-            does (the gradient of overshoot is then 0). weights: file to read the backbone from.
+    Args:   net: alex, vgg or squeeze. linear: with the learned w; without, every w is 1, which makes it about ten
+            times as large. clamp: clip inputs to [0, 1] first, as the Stochastic Perceptual Loss comparison does (the
+            gradient of overshoot is then 0). weights: file to read the backbone from.
     Source: Zhang et al. 2018, arXiv:1801.03924. Inputs here are [0, 1]; the original wants [-1, 1].
     """
-    return FeatureLoss(lpips_distance(net, clamp=clamp, weights=weights))
+    return FeatureLoss(lpips_distance(net, linear=linear, clamp=clamp, weights=weights))
 
 
 def pdl(

@@ -37,12 +37,12 @@ FAMILIES: dict[str, Family] = {
     "similarity": Family("Structural similarity", ("ssim", "ms-ssim", "ms-ssim-l1")),
     "perceptual": Family(
         "Features of pretrained networks, position by position",
-        ("vgg16", "vgg19", "lpips"),
+        ("vgg16", "vgg19", "lpips", "dists"),
         ("vgg16", "vgg19", "lpips", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"),
     ),
     "distribution": Family(
         "Features of pretrained networks, as distributions",
-        ("pdl", "contextual", "cobi"),
+        ("pdl", "contextual", "cobi", "style"),
         ("pdl", "l1 + 0.01*pdl", "contextual", "cobi"),
     ),
     "learned": Family(

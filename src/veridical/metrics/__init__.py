@@ -12,7 +12,7 @@ from veridical.core.catalog import Term, call, lookup, options_of, parse_one, su
 from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
-from veridical.distances import lpips_distance, lpips_needs
+from veridical.distances import FeatureDistance, dists_distance, dists_needs, lpips_distance, lpips_needs
 from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
 from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
@@ -40,11 +40,11 @@ class _NoReference(_Function):
         return self.function(prediction)
 
 
-class _LPIPS(nn.Module):
-    def __init__(self, net: str, weights: str | None) -> None:
+class _FeatureDistance(nn.Module):
+    def __init__(self, distance: FeatureDistance) -> None:
         super().__init__()
-        self.distance = lpips_distance(net, weights=weights)
-        self.min_size = self.distance.features.min_size
+        self.distance = distance
+        self.min_size = distance.features.min_size
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.distance(prediction, self.distance.see(target))
@@ -71,7 +71,12 @@ def _ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -
 
 def _lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
     """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
-    return _LPIPS(net, weights)
+    return _FeatureDistance(lpips_distance(net, weights=weights))
+
+
+def _dists(*, weights: str | None = None) -> nn.Module:
+    """Learned distance DISTS: a texture may be another of its kind. Ding et al. 2020."""
+    return _FeatureDistance(dists_distance(weights=weights))
 
 
 def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
@@ -107,6 +112,7 @@ METRICS: dict[str, MetricEntry] = {
     "ssim": MetricEntry(_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
     "ms-ssim": MetricEntry(_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
     "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
+    "dists": MetricEntry(_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
     "sharpness-q": MetricEntry(_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False),
 }
 
