@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from veridical.benchmark import peers, report, run
 from veridical.benchmark.cases import CASES, PACKAGES, Target
-from veridical.benchmark.measure import Images, Times, interleaved, peak_bytes, peak_resident_bytes
+from veridical.benchmark.measure import Images, Memory, Times, interleaved, peak_memory
 from veridical.benchmark.peers import Peer
-from veridical.benchmark.roofline import Rates, Work, work_of
+from veridical.benchmark.roofline import Rates, Work, count
 from veridical.benchmark.run import OURS, Measured, Result, Row, Settings
 from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import NAMES, features, trunks
@@ -45,8 +45,7 @@ def measured(name: str, seconds: float, memory: int, **rest) -> Measured:
     return Measured(
         name=name,
         time=Times(seconds, seconds, seconds, 3),
-        memory=memory,
-        resident=None,
+        memory=Memory(memory, None),
         value=1.0,
         value_difference=rest.pop("value_difference", 0.0),
         gradient_difference=rest.pop("gradient_difference", 0.0),
@@ -144,15 +143,15 @@ def test_the_meter_reads_a_known_allocation():
         torch.zeros(20 * MIB)
         return (prediction - target).sum() * kept[0]
 
-    found = peak_bytes(call, images(with_gradient=False))
+    found = peak_memory(call, images(with_gradient=False)).tensors
     assert 96 * MIB <= found <= 96.5 * MIB
 
 
 def test_the_meter_sees_what_the_backward_pass_takes():
     """exp keeps its result for the backward pass: 12 MiB; its gradient is as large, and so is the upstream one."""
     big = Images(torch.rand(1, 3, 1024, 1024), torch.rand(1, 3, 1024, 1024), True)
-    forward = peak_bytes(lambda x, y: x.exp().sum(), Images(big.prediction, big.target, False))
-    both = peak_bytes(lambda x, y: x.exp().sum(), big)
+    forward = peak_memory(lambda x, y: x.exp().sum(), Images(big.prediction, big.target, False)).tensors
+    both = peak_memory(lambda x, y: x.exp().sum(), big).tensors
     assert forward == pytest.approx(12 * MIB, abs=MIB)
     assert both == pytest.approx(24 * MIB, abs=MIB)
 
@@ -162,11 +161,11 @@ def test_the_process_grows_by_what_is_allocated_behind_torch_too():
         np.ones(100 * MIB, dtype=np.uint8)
         return (prediction - target).mean()
 
-    found = peak_resident_bytes(call, images())
-    if found is None:
+    found = peak_memory(call, images())
+    if found.process is None:
         pytest.skip("only Linux tells it")
-    assert 95 * MIB <= found <= 130 * MIB
-    assert peak_bytes(call, images()) < 10 * MIB
+    assert 95 * MIB <= found.process <= 130 * MIB
+    assert found.tensors < 10 * MIB
 
 
 # ---- roofline ----
@@ -180,7 +179,9 @@ def test_work_is_counted_forward_and_backward():
         return (torch.conv2d(x, weight, padding=1) - torch.conv2d(y, weight, padding=1)).square().mean()
 
     pixels = 2 * 32 * 32
-    found = work_of(call, images())
+    pair = images()
+    found, (value, gradient) = count(call, pair)
+    torch.testing.assert_close((value, gradient), pair.run(call))
     assert found.flop == 3 * 2 * 9 * 3 * 8 * pixels
     assert found.bytes == 4 * (2 * (8 + 8 + 3) * pixels + 3 * 3 * pixels)
 
@@ -208,8 +209,9 @@ NAIVE = [case for case in CASES if any(not peer.package and peer.same for peer i
 
 @pytest.mark.parametrize("case", NAIVE, ids=lambda case: case.name)
 def test_the_plain_forms_equal_ours(case, supply):
-    """Value and gradient. cobi draws nothing here: 48x48 px have fewer positions than it takes. In it, which point is
-    nearest may hang on the last digit, and the gradient with it."""
+    """Value and gradient. cobi draws nothing here: 48x48 px have fewer positions than it takes. Which value ranks
+    where, and which point is nearest, may hang on the last digit, and the gradients of pdl and cobi with it."""
+    tolerance = 1e-2 if case.spec in ("pdl", "cobi") else 1e-3
     pair = images((2, 3, 48, 48), with_gradient=not case.metric)
     cpu = torch.device("cpu")
     ours, gradient = pair.run(run._build_ours(case, supply, cpu))
@@ -220,7 +222,7 @@ def test_the_plain_forms_equal_ours(case, supply):
         if not peer.constant:
             torch.testing.assert_close(value, ours, rtol=1e-5, atol=1e-7)
         if gradient is not None:
-            assert (their_gradient - gradient).norm() <= (5e-3 if case.spec == "cobi" else 1e-3) * gradient.norm()
+            assert (their_gradient - gradient).norm() <= tolerance * gradient.norm()
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "transformers"])
@@ -278,16 +280,16 @@ def test_a_run_writes_json_markdown_and_a_plot(tmp_path, monkeypatch):
     wanted = ["--only", "l1,gradient,metric sharpness-q", "--size", "1x3x16x16", "--seconds", "0", "--repeats", "1"]
     done = CliRunner().invoke(app, ["bench", "losses", *wanted, "--random-weights", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    written = json.loads((tmp_path / "losses.json").read_text())
+    written = json.loads((tmp_path / "performance.json").read_text())
     assert [each["name"] for each in written["rows"]] == ["l1", "gradient", "metric sharpness-q"]
     assert written["rows"][0]["contestants"][0]["name"] == OURS
     assert written["rows"][0]["contestants"][1]["value_difference"] < 1e-5
     assert written["machine"]["torch"] == torch.__version__
-    page = (tmp_path / "losses.md").read_text()
+    page = (tmp_path / "performance.md").read_text()
     for text in ("| l1 |", "| gradient | naive |", "## How it is measured", written["machine"]["processor"]):
         assert text in page
-    ET.fromstring((tmp_path / "losses.svg").read_text())
-    for text in ("metric sharpness-q", "case", str(tmp_path / "losses.json")):
+    ET.fromstring((tmp_path / "performance.svg").read_text())
+    for text in ("metric sharpness-q", "case", str(tmp_path / "performance.json")):
         assert text in done.output
 
 
@@ -368,5 +370,5 @@ def test_an_unknown_case_or_size_suggests_the_right_one():
 def test_the_issue_s_targets_are_in_the_table():
     by_name = {case.name: case.target for case in CASES}
     assert (by_name["ssim"].time, by_name["ssim"].memory) == (0.3, 0.7)
-    assert all(case.target.time == 0.7 for case in CASES if case.metric)
+    assert all(case.target.time == 0.7 for case in CASES if case.metric and any(peer.package for peer in case.peers))
     assert all(case.spec.partition("(")[0] in (METRICS if case.metric else LOSSES) for case in CASES)

@@ -811,14 +811,14 @@ def bench_losses(
         str | None, typer.Option(help="Separated by commas: 'ssim,lpips(net=vgg),metric psnr'. All when left out.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="Of the images, in place of each case's own: 4x3x256x256.")] = None,
-    seconds: Annotated[float, typer.Option(help="For the timing of one case.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="For the timing of one case.")] = 6.0,
     repeats: Annotated[int, typer.Option(help="Calls of each at the least, whatever the seconds.")] = 3,
     threads: Annotated[int, typer.Option(help="Of torch; 0 for its default.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Networks with random weights: the times are the same.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="The folder for losses.json, losses.md and losses.svg.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="The folder for performance.md, .json and .svg.")] = Path("bench"),
     costs: Annotated[
         Path | None, typer.Option(help="Instead: write here what each loss costs as a multiple of l2.")
     ] = None,

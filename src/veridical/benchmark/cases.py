@@ -8,10 +8,12 @@ from veridical.benchmark import naive
 from veridical.benchmark.peers import (
     VGG_TAPS,
     Peer,
+    dists_of,
     less,
     lpips_of,
     ours,
     piq_content,
+    piq_style,
     plain,
     psnr_of,
     ssim_of,
@@ -87,6 +89,7 @@ SSIM = ("pytorch-msssim", "piqa", "piq", "torchmetrics", "kornia")
 BORDER = {"torchmetrics": "reflects the border and counts it in"}
 MS_SSIM = SSIM[:-1]  # kornia's mixes it with L1, at widths of its own
 DISTS = ("DISTS-pytorch", "piq", "torchmetrics", "pyiqa")
+METRIC_DISTS = ("DISTS-pytorch", "torchmetrics", "pyiqa")  # piq makes large images smaller first
 PSNR = ("piq", "piqa", "torchmetrics", "kornia")
 LPIPS = ("lpips", "torchmetrics", "piqa", "pyiqa")
 LPIPS_VGG = ("lpips", "piq", "torchmetrics", "piqa", "pyiqa")
@@ -120,6 +123,8 @@ CASES: tuple[Case, ...] = (
     Case("lpips(net=vgg)", _of(lpips_of, LPIPS_VGG, "vgg"), target=Target(0.5, 0.6), counted="lpips"),
     Case("lpips(net=alex)", _of(lpips_of, LPIPS, "alex"), target=Target(0.7, 0.8), counted="lpips"),
     Case("lpips(net=squeeze)", _of(lpips_of, LPIPS, "squeeze"), target=Target(0.7, 0.8), counted="lpips"),
+    Case("dists", _of(dists_of, DISTS), target=Target(0.5, 0.6), counted="DISTS-pytorch"),
+    Case("style", (Peer("piq", piq_style, "piq"), Peer(NAIVE, naive.style)), counted=NAIVE),
     Case(
         "pdl",
         (
@@ -158,5 +163,6 @@ CASES: tuple[Case, ...] = (
     ),
     Case("lpips", _of(lpips_of, LPIPS, "alex"), metric=True, target=Target(0.7), counted="lpips"),
     Case("lpips(net=vgg)", _of(lpips_of, LPIPS_VGG, "vgg"), metric=True, target=Target(0.7), counted="lpips"),
-    Case("sharpness-q", (Peer(NAIVE, plain(naive.sharpness_metric)),), metric=True, target=Target(0.7)),
+    Case("dists", _of(dists_of, METRIC_DISTS), metric=True, target=Target(0.7), counted="DISTS-pytorch"),
+    Case("sharpness-q", (Peer(NAIVE, plain(naive.sharpness_metric)),), metric=True),
 )

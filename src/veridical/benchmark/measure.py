@@ -90,12 +90,21 @@ def interleaved(
     return {name: Times.of(seconds_) for name, seconds_ in taken.items()}
 
 
-def peak_bytes(call: Call, images: Images) -> int:
-    """The most memory that tensors held at once during a step, beyond what they held before it (the inputs, weights).
+@dataclass(frozen=True)
+class Memory:
+    """The most that a step took at once, beyond what was held before it: the inputs, the weights. In bytes.
 
-    On a CPU torch's profiler records every allocation and release of torch's allocator, whichever library asked for
-    it; we replay them. What NumPy, oneDNN and others take by themselves is not in it: see `peak_resident_bytes`.
+    Attributes: tensors: as torch's allocator has it. process: by how much the process grew, with what NumPy, oneDNN and
+                others take by themselves; coarser, since what was released may be kept. None where Linux does not tell.
     """
+
+    tensors: int
+    process: int | None
+
+
+def peak_memory(call: Call, images: Images) -> Memory:
+    """Of one step. On a CPU torch's profiler records every allocation and release of torch's allocator, whichever
+    library asked for it; we replay them."""
     images = Images(images.prediction.clone(), images.target.clone(), images.with_gradient)
     gc.collect()
     if images.prediction.device.type == "cuda":
@@ -103,19 +112,23 @@ def peak_bytes(call: Call, images: Images) -> int:
         torch.cuda.reset_peak_memory_stats()
         images.run(call)
         _wait(images.prediction)
-        return torch.cuda.max_memory_allocated() - before
+        return Memory(torch.cuda.max_memory_allocated() - before, None)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps back would be taken from there, and not be noticed
     profiler = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     )
     with _silent(), profiler as profile:
+        resident = _reset_resident()
         images.run(call)
+        grown = _status_bytes("VmHWM") - resident if resident is not None else None
     held = most = 0
     recorded = profile.profiler.kineto_results.events()
     for event in recorded:
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return most
+    return Memory(most, None if grown is None else max(0, grown))
 
 
 @contextlib.contextmanager
@@ -132,29 +145,17 @@ def _silent() -> Iterator[None]:
         os.close(kept)
 
 
-def peak_resident_bytes(call: Call, images: Images) -> int | None:
-    """By how much the process grew at the most during a step, as Linux sees it; None elsewhere and on other devices.
-
-    All that it takes is in it. It is coarser than `peak_bytes`: what was released may be kept, and used again.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file() or images.prediction.device.type != "cpu":
-        return None
-    images = Images(images.prediction.clone(), images.target.clone(), images.with_gradient)
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps back would be taken from there, and not be noticed
+def _reset_resident() -> int | None:
+    """Let Linux's high-water mark of the process begin anew; what it holds now, in bytes."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status_bytes("VmRSS")
     except OSError:
         return None
-    before = _status_bytes(status, "VmRSS")
-    images.run(call)
-    return max(0, _status_bytes(status, "VmHWM") - before)
 
 
-def _status_bytes(status: Path, key: str) -> int:
-    match = re.search(rf"{key}:\s+(\d+) kB", status.read_text())
+def _status_bytes(key: str) -> int:
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(match[1]) if match else 0
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veridical.benchmark.measure import Call
-from veridical.benchmark.supply import Supply
+from veridical.benchmark.supply import Supply, without_bars
 from veridical.benchmark.trunks import features
 from veridical.losses import FeatureLoss, loss
 
@@ -58,6 +58,19 @@ def perceptual(name: str, indices: Sequence[int]) -> Callable[[Supply], Call]:
         return lambda x, y: _total(F.mse_loss(a, b) for a, b in zip(taps(x), taps(y.detach()), strict=True))
 
     return make
+
+
+def style(supply: Supply) -> Call:
+    """VGG16's four taps of vgg16; the Gram matrices of both images."""
+    taps = Taps("vgg16", supply, [3, 8, 15, 22])
+
+    def gram(maps: Tensor) -> Tensor:
+        _, channels, height, width = maps.shape
+        return torch.bmm(maps.flatten(2), maps.flatten(2).transpose(1, 2)) / (channels * height * width)
+
+    return lambda x, y: _total(
+        ((gram(a) - gram(b)) ** 2).sum((1, 2)).mean() for a, b in zip(taps(x), taps(y), strict=True)
+    )
 
 
 def pdl(supply: Supply) -> Call:
@@ -185,11 +198,10 @@ def spl(_: Supply) -> Call:
 def fmlc(supply: Supply) -> Call:
     """transformers' own CLIP tower, after its fourth block; the image resized to 224 px and normalised."""
     from transformers import CLIPVisionModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    tower: nn.Module = CLIPVisionModel.from_pretrained(supply.clip_tower())
-    logging.enable_progress_bar()
+    folder = supply.clip_tower()
+    with without_bars():
+        tower: nn.Module = CLIPVisionModel.from_pretrained(folder)
     tower = tower.to(torch.get_default_device()).eval().requires_grad_(False)
     mean, std = (
         torch.tensor(x).view(1, 3, 1, 1)

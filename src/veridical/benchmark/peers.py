@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from veridical.benchmark.measure import Call
 from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import trunks
+from veridical.distances.dists import dists_weights
 from veridical.distances.lpips import linear_weights
 from veridical.losses import loss, needs
 
@@ -76,7 +77,7 @@ def _published() -> Iterator[None]:
 
     def load(url: str, *_: object, **__: object) -> Any:
         if "dists" in url:
-            return dict(zip(("alpha", "beta"), dists_weights(), strict=True))
+            return dict(zip(("alpha", "beta"), _dists_weights(), strict=True))
         net = re.search(r"v0\.1/(alex|vgg|squeeze)\.pth", url)
         layers = [weight[None, :, None, None] for weight in linear_weights(net[1] if net else "vgg")]
         return {f"lin{k}.model.1.weight": layer for k, layer in enumerate(layers)} if net else layers
@@ -89,9 +90,10 @@ def _published() -> Iterator[None]:
         torch.hub.load_state_dict_from_url = before
 
 
-def dists_weights() -> tuple[Tensor, Tensor]:
+def _dists_weights() -> tuple[Tensor, Tensor]:
     """DISTS's alpha and beta, (1, 1475, 1, 1) each."""
-    return importlib.import_module("veridical.distances.dists").released_weights()
+    alpha, beta = (torch.cat(parts).view(1, -1, 1, 1) for parts in zip(*dists_weights(), strict=True))
+    return alpha, beta
 
 
 def _frozen(network: nn.Module) -> nn.Module:
@@ -200,6 +202,18 @@ def piq_content(_: Supply) -> Call:
     return _frozen(piq.ContentLoss("vgg16", layers=layers, weights=[1 / c for _, c in VGG_TAPS.values()]))
 
 
+def piq_style(_: Supply) -> Call:
+    """piq's Gram matrices are not divided, and it averages over them: so its weights are 1 / (h w)² of each tap."""
+    network: Any = _frozen(importlib.import_module("piq").StyleLoss("vgg16", layers=list(VGG_TAPS), weights=[1.0] * 4))
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        positions = [(x.shape[2] >> k) * (x.shape[3] >> k) for k in range(4)]
+        network.weights = [torch.tensor(1.0 / n**2) for n in positions]
+        return network(x, y)
+
+    return run
+
+
 def lpips_of(package: str, net: str) -> Build:
     """LPIPS 0.1 of images in [0, 1]."""
 
@@ -232,7 +246,7 @@ def dists_of(package: str) -> Build:
             network = importlib.import_module("torchmetrics.functional.image.dists").DISTSNetwork(load_weights=False)
         else:
             network = importlib.import_module("DISTS_pytorch").DISTS(load_weights=False)
-        for parameter, weight in zip((network.alpha, network.beta), dists_weights(), strict=True):
+        for parameter, weight in zip((network.alpha, network.beta), _dists_weights(), strict=True):
             parameter.data.copy_(weight)
         network = _frozen(network)
         if package == "pyiqa":

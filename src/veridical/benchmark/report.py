@@ -16,10 +16,12 @@ COLUMNS = (
     "x roofline", "met",
 )  # fmt: skip
 
+PLOT = "performance.svg"
+
 
 def write(result: Result, folder: Path) -> tuple[Path, Path, Path]:
-    """losses.json, losses.md and losses.svg in the folder."""
-    paths = folder / "losses.json", folder / "losses.md", folder / "losses.svg"
+    """performance.json, performance.md and performance.svg in the folder."""
+    paths = folder / "performance.json", folder / "performance.md", folder / PLOT
     texts = json.dumps(result.as_dict(), indent=1) + "\n", markdown(result), plot(result)
     for path, text in zip(paths, texts, strict=True):
         atomic_write(path, text.encode())
@@ -48,8 +50,8 @@ def _line(row: Row) -> tuple[str, ...]:
         f"{_ms(fastest)} {fastest.name}" if fastest else "-",
         _ratio(row.time_ratio),
         _limit(row.target.time),
-        _mib(row.ours.memory),
-        f"{_mib(leanest.memory)} {leanest.name}" if leanest else "-",
+        _mib(row.ours.memory.tensors),
+        f"{_mib(leanest.memory.tensors)} {leanest.name}" if leanest else "-",
         _ratio(row.memory_ratio),
         _limit(row.target.memory),
         _ratio(row.roofline),
@@ -89,6 +91,12 @@ def markdown(result: Result) -> str:
         f"veridical {machine['veridical']}, {machine['date']}."
     )
     lines = [
+        "# Performance",
+        "",
+        "Printed by `veridical bench losses`. Ratios are ours over the best peer's: less is better.",
+        "",
+        f"![Ratios of time and memory]({PLOT})",
+        "",
         f"Machine: {said}",
         "",
         f"At its best it does {rates.matmul / 1e9:.0f} GFLOP/s in a matrix product, {rates.convolution / 1e9:.0f} in a "
@@ -107,7 +115,7 @@ def markdown(result: Result) -> str:
 METHOD = """\
 ## How it is measured
 
-One process. Each contestant is run once to warm up and to compare its value and gradient with ours, twice to measure
+One process. Each contestant is run once to warm up and to compare its value and gradient with ours, once to measure
 its memory, then one call of each in turn. The times are medians (and quartiles) of whole steps, with a new prediction
 and a new target each time; nothing is prepared in advance. The peers' weights do not ask for gradients. Random losses
 are in evaluation mode, which fixes their draw.
@@ -131,8 +139,8 @@ def _everybody(row: Row) -> list[tuple[str, ...]]:
             _ms(each),
             f"{_milliseconds(each.time.low)} to {_milliseconds(each.time.high)}",
             str(each.time.calls),
-            _mib(each.memory),
-            _mib(each.resident) if each.resident is not None else "-",
+            _mib(each.memory.tensors),
+            _mib(each.memory.process) if each.memory.process is not None else "-",
             "-" if each.name == OURS else _apart(each.value_difference),
             "-" if each.name == OURS else _apart(each.gradient_difference),
         )
@@ -219,8 +227,8 @@ def _times(row: Row) -> Points:
 
 
 def _memories(row: Row) -> Points:
-    best = row.leanest.memory if row.leanest else 0
-    return row.memory_ratio, [each.memory / best for each in row.peers] if best else [], row.target.memory
+    best = row.leanest.memory.tensors if row.leanest else 0
+    return row.memory_ratio, [each.memory.tensors / best for each in row.peers] if best else [], row.target.memory
 
 
 def _panel(title: str, left: float, rows: Sequence[Points]) -> list[str]:

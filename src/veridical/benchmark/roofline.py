@@ -102,8 +102,8 @@ class _Traffic(TorchDispatchMode):
         return out
 
 
-def work_of(plain: Call, images: Images) -> Work:
-    """Count what a plain form does in one step. It is run once."""
+def count(plain: Call, images: Images) -> tuple[Work, tuple[Tensor, Tensor | None]]:
+    """Run one step of a plain form: what it had to do, and what came out of it."""
     with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
-        images.run(plain)
-    return Work(flops.get_total_flops(), traffic.bytes + images.bytes)
+        found = images.run(plain)
+    return Work(flops.get_total_flops(), traffic.bytes + images.bytes), found

@@ -20,9 +20,9 @@ from torch import Tensor
 from veridical import __version__
 from veridical.benchmark import peers
 from veridical.benchmark.cases import CASES, PACKAGES, WITHOUT_DEPENDENCIES, Case, Target
-from veridical.benchmark.measure import Call, Images, Times, interleaved, peak_bytes, peak_resident_bytes
+from veridical.benchmark.measure import Call, Images, Memory, Times, interleaved, peak_memory
 from veridical.benchmark.peers import Peer
-from veridical.benchmark.roofline import Rates, Work, measure_rates, work_of
+from veridical.benchmark.roofline import Rates, Work, count, measure_rates
 from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import trunks
 from veridical.core.catalog import nearest
@@ -48,7 +48,7 @@ class Settings:
 
     only: tuple[str, ...] = ()
     size: tuple[int, int, int, int] | None = None
-    seconds: float = 10.0
+    seconds: float = 6.0
     repeats: int = 3
     threads: int = 0
     device: str = "cpu"
@@ -66,16 +66,14 @@ class Settings:
 class Measured:
     """One contestant in one case.
 
-    Attributes: memory: bytes that tensors held at the most, beyond the inputs. resident: the same as the operating
-                system sees it, all of the process; None where it does not tell.
-                value_difference, gradient_difference: from ours, relative; None where it is another function, and
+    Attributes:
+    value_difference, gradient_difference: from ours, relative; None where it is another function, and
                 of the value where that lies a constant away.
     """
 
     name: str
     time: Times
-    memory: int
-    resident: int | None
+    memory: Memory
     value: float
     value_difference: float | None
     gradient_difference: float | None
@@ -126,7 +124,7 @@ class Row:
 
     @property
     def leanest(self) -> Measured | None:
-        return min(self.peers, key=lambda each: each.memory, default=None)
+        return min(self.peers, key=lambda each: each.memory.tensors, default=None)
 
     @property
     def time_ratio(self) -> float | None:
@@ -136,7 +134,9 @@ class Row:
     @property
     def memory_ratio(self) -> float | None:
         """Our memory over that of the leanest peer."""
-        return self.ours.memory / self.leanest.memory if self.leanest and self.leanest.memory else None
+        if not self.leanest or not self.leanest.memory.tensors:
+            return None
+        return self.ours.memory.tensors / self.leanest.memory.tensors
 
     @property
     def roofline(self) -> float | None:
@@ -222,7 +222,7 @@ def measure(settings: Settings, progress: Progress = lambda *_: None) -> Result:
             progress(number, len(cases), case.name)
             try:
                 rows.append(_measure_case(case, settings, device, supply, rates, absent))
-            except VeridicalError as error:
+            except Exception as error:  # what goes wrong in one case must not cost the others
                 skipped[case.name] = peers.why(error)
         progress(len(cases), len(cases), "")
         machine = describe(device)
@@ -262,17 +262,17 @@ def _measure_case(
             continue
         try:
             calls[peer.name] = peers.build(peer, supply, device)
-            # Also the warming up; and to count does not change what is computed.
+            # Also the warming up.
             if peer.name == case.counted:
-                work = work_of(calls[peer.name], images)
-            seen[peer.name] = images.run(calls[peer.name])
+                work, seen[peer.name] = count(calls[peer.name], images)
+            else:
+                seen[peer.name] = images.run(calls[peer.name])
         except Exception as error:  # whatever a stranger's code may raise
             calls.pop(peer.name, None)
             missing[peer.name] = peers.why(error)
             continue
         contestants[peer.name] = peer
-    memory = {name: peak_bytes(call, images) for name, call in calls.items()}
-    resident = {name: peak_resident_bytes(call, images) for name, call in calls.items()}
+    memory = {name: peak_memory(call, images) for name, call in calls.items()}
     times = interleaved(calls, images, seconds=settings.seconds, repeats=settings.repeats)
 
     def measured(name: str) -> Measured:
@@ -283,7 +283,6 @@ def _measure_case(
             name=name,
             time=times[name],
             memory=memory[name],
-            resident=resident[name],
             value=float(value),
             value_difference=_apart(value, seen[OURS][0]) if same and not constant else None,
             gradient_difference=_apart(gradient, seen[OURS][1]) if same else None,
@@ -305,8 +304,13 @@ def _measure_case(
 
 def _build_ours(case: Case, supply: Supply, device: torch.device) -> Call:
     make, needed = (metric, metric_needs) if case.metric else (loss, needs)
-    options = {"weights": str(case.weights(supply))} if case.weights else supply.options(needed(case.spec))
-    return make(case.spec, **options).to(device).eval()
+    return make(case.spec, **_options(case.spec, needed(case.spec), supply)).to(device).eval()
+
+
+def _options(spec: str, needed: tuple[str, ...], supply: Supply) -> dict[str, Any]:
+    """Where ours finds its weights."""
+    own = next((case.weights for case in CASES if case.weights and case.spec == spec), None)
+    return {"weights": str(own(supply))} if own else supply.options(needed)
 
 
 def _apart(one: Tensor | None, other: Tensor | None) -> float | None:
@@ -349,7 +353,7 @@ def measure_costs(settings: Settings, progress: Progress = lambda *_: None) -> d
         for number, name in enumerate(LOSSES):
             progress(number, len(LOSSES), name)
             try:
-                built = loss(name, **supply.options(needs(name))).to(device).train()
+                built = loss(name, **_options(name, needs(name), supply)).to(device).train()
                 calls = {name: built, "l2 itself": loss("l2").to(device)}
                 for call in calls.values():
                     images.run(call)

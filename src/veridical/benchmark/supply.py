@@ -1,7 +1,8 @@
 """The weights that ours and the peers share, so that what is compared is one and the same function."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Supply:
         if CLIP not in self._files:
             transformers = require("transformers", "clip", "a CLIP tower")
             config = transformers.CLIPVisionConfig(patch_size=16, num_hidden_layers=4)
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), without_bars():
                 torch.manual_seed(0)
                 transformers.CLIPVisionModel(config).save_pretrained(Path(self._folder.name) / CLIP)
             self._files[CLIP] = Path(self._folder.name) / CLIP
@@ -72,6 +73,19 @@ class Supply:
             if name in self._files:
                 return {"weights": str(self._files[name])}
         return {}
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers draws a progress bar for each file."""
+    logging = require("transformers.utils.logging", "clip", "a CLIP tower")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def random_weights(shapes: weights.Shapes) -> dict[str, Tensor]:
