@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from veridical.core.catalog import lookup
 from veridical.core.colour import as_rgb
-from veridical.core.errors import WeightsMissing
 from veridical.core.image import at_least_float32
 from veridical.core.options import check_flag
 from veridical.features import weights as files
-from veridical.features.base import Features, Maps
+from veridical.features.base import Maps
 from veridical.features.convolution import convolution, l2_pool, max_pool
+from veridical.features.frozen import FrozenFeatures
 
 # What a layer does to (x, next), where next() hands out the weights in order.
 Apply = Callable[[Tensor, Callable[[], Tensor]], Tensor]
@@ -112,7 +111,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 }
 
 
-class FrozenNetwork(Features):
+class FrozenNetwork(FrozenFeatures):
     """A pretrained network up to its deepest tap. It can not be trained, and no checkpoint carries it.
 
     Its weights are buffers outside the state_dict; the state carries their hash alone, so that a run resumed with other
@@ -150,8 +149,8 @@ class FrozenNetwork(Features):
             available=[IMAGE, *(layer.name for layer in plan)],
             identity=(name, loaded.sha256, normalisation, clamp, pool),
         )
-        self.name, self.clamp, self.pool = name, clamp, pool
-        self.weight_hashes = {name: loaded.sha256}
+        self.clamp, self.pool = clamp, pool
+        self._freeze(name, loaded.sha256)
         self.keys = [key for layer in plan for key in layer.keys]
         for key in self.keys:
             self.register_buffer(key.replace(".", "_"), loaded.tensors[key], persistent=False)
@@ -200,14 +199,3 @@ class FrozenNetwork(Features):
             if layer.name in self.taps:
                 maps[layer.name] = x
         return maps
-
-    def get_extra_state(self) -> Tensor:
-        return torch.frombuffer(bytearray.fromhex(self.weight_hashes[self.name]), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Any) -> None:
-        saved = bytes(torch.as_tensor(state, dtype=torch.uint8).tolist()).hex()
-        if saved != self.weight_hashes[self.name]:
-            raise WeightsMissing(
-                f"this state was saved with {self.name} weights {saved[:12]}..., but the ones loaded are "
-                f"{self.weight_hashes[self.name][:12]}.... Load the same file with weights=PATH."
-            )
