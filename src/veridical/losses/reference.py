@@ -38,12 +38,12 @@ FAMILIES: dict[str, Family] = {
     "perceptual": Family(
         "Features of pretrained networks, position by position",
         ("vgg16", "vgg19", "lpips", "dists"),
-        ("vgg16", "vgg19", "lpips", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips"),
+        ("vgg16", "vgg19", "lpips", "lpips(net=vgg)", "0.8*l2 + 0.2*lpips", "dists"),
     ),
     "distribution": Family(
         "Features of pretrained networks, as distributions",
         ("pdl", "contextual", "cobi", "style"),
-        ("pdl", "l1 + 0.01*pdl", "contextual", "cobi"),
+        ("pdl", "l1 + 0.01*pdl", "contextual", "cobi", "style"),
     ),
     "learned": Family(
         "Features trained for restoration",
