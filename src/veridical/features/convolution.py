@@ -93,8 +93,10 @@ class _Convolution(torch.autograd.Function):
             gradient = torch.ops.aten.leaky_relu_backward(gradient, seen, slope, True)
         elif slope == 0:
             gradient = gradient * seen.view(torch.int8)  # a product with int8 is twice as fast as with bool
-        if stride == 1 and _is_fast(gradient, weight) and padding < min(weight.shape[2:]):
-            result = torch.ops.veridical.convolution_transposed(gradient, weight, padding, groups)
+        if _is_fast(gradient, weight):
+            result = torch.ops.veridical.convolution_transposed(
+                gradient, weight, ctx.shape[2], ctx.shape[3], stride, padding, groups
+            )
         else:
             weight = weight.to(gradient.dtype)  # autocast may have lowered the gradient's
             result = conv2d_input(ctx.shape, weight, gradient, stride, padding, groups=groups)
@@ -207,18 +209,35 @@ def _fast_shape(
 
 
 @torch.library.custom_op("veridical::convolution_transposed", mutates_args=(), device_types="cpu")
-def _fast_transposed(gradient: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
-    """The gradient on the input of a convolution of stride 1: a convolution with the weights turned round."""
+def _fast_transposed(
+    gradient: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, groups: int
+) -> Tensor:
+    """The gradient on the convolution's input of height x width."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    outer = weight.shape[2] - 1 - padding
-    if groups == 1 and _winograd_pays(gradient, weight, outer):
-        return _winograd(gradient, weight, None, outer, None, False, transposed=True)[0]
-    return _onednn(gradient, weight, None, 1, padding, groups, None, transposed=True)
+    if weight.shape[1] <= FEW_CHANNELS and groups == 1:
+        blocks = _by_blocks(gradient, weight, height, width, stride, padding)
+        if blocks is not None:
+            return blocks
+    if stride == 1 and padding < min(weight.shape[2:]):
+        if groups == 1 and _winograd_pays(gradient, weight, weight.shape[2] - 1 - padding):
+            outer = weight.shape[2] - 1 - padding
+            return _winograd(gradient, weight, None, outer, None, False, transposed=True)[0]
+        return _onednn(gradient, weight, None, 1, padding, groups, None, transposed=True)
+    shape = torch.Size((gradient.shape[0], weight.shape[1] * groups, height, width))
+    result = conv2d_input(shape, weight, gradient, stride, padding, groups=groups)
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 @_fast_transposed.register_fake
-def _fast_transposed_shape(gradient: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
-    height, width = (n - 2 * padding + k - 1 for n, k in zip(gradient.shape[2:], weight.shape[2:], strict=True))
+def _fast_transposed_shape(
+    gradient: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    stride: int,  # noqa: ARG001
+    padding: int,  # noqa: ARG001
+    groups: int,
+) -> Tensor:
     return gradient.new_empty(gradient.shape[0], height, width, weight.shape[1] * groups).permute(0, 3, 1, 2)
 
 
@@ -270,6 +289,34 @@ def _onednn(
     )
 
 
+FEW_CHANNELS = 4  # a convolution to so few leaves most of the processor's vectors empty
+
+
+def _by_blocks(gradient: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor | None:
+    """The gradient on an image of few channels. None for sizes that it does not reach: even ones it does.
+
+    Each block of 2 x 2 pixels, or of stride x stride, comes out of one place of a convolution, as so many channels.
+    """
+    block = max(2, stride)
+    # Pixel block * i + a of the image gets weight a + padding - stride * k from gradient (block / stride) * i + k.
+    first, last = -((weight.shape[2] - 1 - padding) // stride), (block - 1 + padding) // stride
+    made = [(n - 2 * first - (last - first + 1)) // (block // stride) + 1 for n in gradient.shape[2:]]
+    if first > 0 or block * made[0] < height or block * made[1] < width:
+        return None
+
+    def lay_out() -> Tensor:
+        size = weight.shape[2]
+        steps = torch.arange(first, last + 1, device="cpu")
+        places = torch.arange(block, device="cpu")[:, None] + padding - stride * steps
+        places = torch.where((places >= 0) & (places < size), places, size)  # where there is none: the zeros below
+        spread = F.pad(weight, (0, 1, 0, 1))[:, :, places][..., places]  # (outputs, inputs, block, steps, block, steps)
+        return spread.permute(1, 2, 4, 0, 3, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+    spread = _made(weight, ("blocks", stride, padding), (), lay_out)
+    blocks = F.pixel_shuffle(F.conv2d(gradient, spread, None, block // stride, -first), block)
+    return blocks[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+
+
 # Winograd's F(4x4, 3x3): y = A' [ (G g G') * (B' d B) ] A for tiles of 6 x 6 in and 4 x 4 out. Lavin & Gray 2015,
 # arXiv:1509.09308, but with the points 0, ±P, ±Q, P Q = 1, in place of 0, ±1, ±2, which halves the rounding error.
 # `_tiles_in` and `_tiles_out` apply B' and A' as a few sums of whole planes.
@@ -286,7 +333,7 @@ G = torch.tensor(
 )
 
 # Fewer channels do not pay for the sums, and a matmul of fewer tiles is slow.
-LEAST_CHANNELS, LEAST_TILES = 128, 64
+LEAST_CHANNELS, LEAST_TILES, CHUNK_TILES = 128, 64, 128
 
 
 def _winograd_pays(x: Tensor, weight: Tensor, padding: int) -> bool:
@@ -378,8 +425,8 @@ def _winograd(
 
 
 def _chunk(n: int, down: int, across: int) -> tuple[int, int]:
-    """How many images and rows of tiles to take at once: even parts of about `LEAST_TILES` for each thread."""
-    wanted = LEAST_TILES * torch.get_num_threads()
+    """How many images and rows of tiles to take at once: even parts of about `CHUNK_TILES` for each thread."""
+    wanted = CHUNK_TILES * torch.get_num_threads()
     if down * across >= wanted:
         return 1, -(-down // (down * across // wanted))
     return -(-n // max(1, n * down * across // wanted)), down
