@@ -1,6 +1,7 @@
 """What is said of the losses: that it is said of each, and that the page is what the docstrings say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from veridical.cli import app
 from veridical.core.errors import UnknownName
 from veridical.losses import LOSSES
 from veridical.losses import reference as module
-from veridical.losses.reference import FAMILIES, SECTIONS, markdown, reference, sections
+from veridical.losses.reference import FAMILIES, SECTIONS, family_specs, markdown, reference, sections
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 
@@ -37,6 +38,18 @@ def test_sections_stand_in_one_order(name):
 def test_every_loss_is_in_one_family():
     listed = [name for family in FAMILIES.values() for name in family.losses]
     assert sorted(listed) == sorted(LOSSES), "name a new loss in FAMILIES of losses/reference.py"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_a_page_of_evidence_with_its_losses_and_pictures(name):
+    """Made by: veridical probe --family all --steps 100 --markdown docs/evidence"""
+    page = PAGE.parent / "evidence" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    for spec in family_specs(name):
+        assert f"`{spec}`" in text
+    pictures = re.findall(r"\]\(([^)]+)\)", text)
+    assert pictures
+    assert all((page.parent / picture).is_file() for picture in pictures)
 
 
 def test_the_page_is_what_the_docstrings_say():
@@ -85,11 +98,11 @@ def test_costs_are_shown_once_they_were_measured(tmp_path, monkeypatch):
     try:
         assert reference("l1").cost is None
         assert "not measured" in markdown()
-        measured = {"machine": "a machine", "date": "a day", "shape": "4x3x256x256", "relative_to_l2": {"l1": 1.25}}
+        measured = {"machine": "a machine", "date": "a day", "shape": [4, 3, 256, 256], "relative_to_l2": {"l1": 1.25}}
         file.write_text(json.dumps(measured))
         module.costs.cache_clear()
         assert module.cost(reference("l1")) == "1.2 x the time of l2"
         assert module.cost(reference("ssim")) == "not measured"
-        assert "a machine, a day" in markdown()
+        assert "4x3x256x256, a machine, a day" in markdown()
     finally:
         module.costs.cache_clear()

@@ -23,8 +23,10 @@ def mdf(
     Range:  [0, inf), in squared feature units.
     Use:    alone, without a pixel term, for the task that its discriminators were trained on (super-resolution, JPEG);
             as the reconstruction term beside an adversarial one.
-    Weak:   it judges the errors of its own task: other errors may pass. Discriminators see 11 px, so it knows texture
-            and edges, not content. Its values have no common scale between files: compare λ only within one file.
+    Weak:   it judges the errors of its own task: other errors may pass. Of errors of one PSNR, the super-resolution
+            ones answer to contrast and brightness most and to noise least (docs/evidence), where the paper's figure 17
+            has blur first. Discriminators see 11 px, so it knows texture and edges, not content. Its values have no
+            common scale between files: compare λ only within one file.
     Args:   task: sisr or jpeg, the released discriminators; none were released for denoising (that file is a copy of
             super-resolution's). weights: file of other discriminators, see `veridical.features.mdf.read`.
             taps: "released" compares what the released code does: head, third body block, tail; "paper" the outputs of

@@ -19,7 +19,7 @@ SECTIONS = ("Formula", "Range", "Use", "Weak", "Args", "Source")
 """What a loss's docstring says after its summary and its text, in this order; Args only where there are options."""
 
 COST_FILE = Path(__file__).with_name("cost.json")
-"""Written by `veridical bench losses --costs`: {"machine", "date", "shape", "relative_to_l2": {name: ratio}}."""
+"""Written by `bench losses --costs`: {"machine", "date", "shape": [4, 3, ...], "relative_to_l2": {name: ratio}}."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def measured_on() -> str:
     """Of what and on what the costs were measured; empty when they were not."""
     if not costs():
         return ""
-    return f"forward and backward at {costs()['shape']}, {costs()['machine']}, {costs()['date']}"
+    shape = "x".join(map(str, costs()["shape"]))
+    return f"forward and backward at {shape}, {costs()['machine']}, {costs()['date']}"
 
 
 def markdown() -> str:
@@ -177,8 +178,9 @@ def markdown() -> str:
         "",
         *_wrapped(f"Cost is time over that of l2: {measured_on() or 'not measured yet'}."),
     ]
-    for family in FAMILIES.values():
-        lines += ["", f"**{family.title}**", "", "| loss | what it is | needs | cost |", "|---|---|---|---|"]
+    for key, family in FAMILIES.items():
+        lines += ["", f"**{family.title}** ([what they see](evidence/{key}.md))", ""]
+        lines += ["| loss | what it is | needs | cost |", "|---|---|---|---|"]
         for name in family.losses:
             each = known[name]
             ratio = "–" if each.cost is None else _ratio(each.cost)
