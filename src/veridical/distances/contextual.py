@@ -23,14 +23,25 @@ _ENTRIES = {"cpu": 2**20}
 _ENTRIES_ELSEWHERE = 2**24
 
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ, (m, k) and (n, k) -> (m, n). On a CPU by oneDNN, which torch calls for layers but not for matrices: twice
+    as fast as torch's own product on a CPU that MKL does not know."""
+    if _HAS_ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return a @ b.mT
+
+
 def _columns_at_once(points: Tensor) -> int:
-    return max(1, _ENTRIES.get(points.device.type, _ENTRIES_ELSEWHERE) // points.shape[-1])
+    return max(1, _ENTRIES.get(points.device.type, _ENTRIES_ELSEWHERE) // points.shape[1])
 
 
 def _distances(generated: Tensor, target: Tensor, target_square: Tensor) -> Tensor:
-    """Squared distances, (C, c) and (C, n) -> (n, c): target down, generated across."""
-    distances = torch.addmm(target_square[:, None], target.mT, generated, alpha=-2)
-    return distances.add_(generated.square().sum(0)).clamp_(min=0)
+    """Squared distances, (c, C) and (n, C) -> (n, c): target down, generated across."""
+    distances = _product(target, -2 * generated)
+    return distances.add_(target_square[:, None]).add_(generated.square().sum(1)).clamp_(min=0)
 
 
 @torch.library.custom_op("veridical::contextual_similarity", mutates_args=())
@@ -39,16 +50,16 @@ def _similarity(
 ) -> tuple[Tensor, Tensor]:
     """For each target point, the greatest similarity to it, and which generated point that is.
 
-    Shapes: generated, target (N, C, n); grid (n, 2), the place of each point, used where spatial > 0 -> (N, n) x 2
+    Shapes: generated, target (N, n, C); grid (n, 2), the place of each point, used where spatial > 0 -> (N, n) x 2
     """
     columns = _columns_at_once(target)
-    best = torch.full_like(target[:, 0], -1.0)
+    best = torch.full_like(target[:, :, 0], -1.0)
     winner = torch.zeros_like(best, dtype=torch.int64)
     for image in range(len(target)):
-        square = target[image].square().sum(0)
-        for start in range(0, generated.shape[2], columns):
+        square = target[image].square().sum(1)
+        for start in range(0, generated.shape[1], columns):
             part = slice(start, start + columns)
-            similarity = _distances(generated[image, :, part], target[image], square)
+            similarity = _distances(generated[image, part], target[image], square)
             least = similarity.amin(0)
             similarity.sub_(least).mul_(-1 / (bandwidth * (least + eps))).exp_()
             similarity.mul_((1 - spatial) / similarity.sum(0))
@@ -66,7 +77,7 @@ def _similarity(
 
 @_similarity.register_fake
 def _(generated, target, grid, bandwidth, eps, spatial):  # noqa: ARG001
-    best = target.new_empty(target.shape[0], target.shape[2])
+    best = target.new_empty(target.shape[:2])
     return best, torch.empty_like(best, dtype=torch.int64)
 
 
@@ -74,22 +85,23 @@ def _(generated, target, grid, bandwidth, eps, spatial):  # noqa: ARG001
 def _gradient(
     upstream: Tensor, generated: Tensor, target: Tensor, winner: Tensor, bandwidth: float, eps: float, spatial: float
 ) -> Tensor:
-    """d best / d generated, times upstream (N, n) -> (N, C, n).
+    """d best / d generated, times upstream (N, n) -> (N, n, C).
 
     A point that is the best for no target has none, so on a CPU only the winners are looked at again.
     """
     columns = _columns_at_once(target)
     result = torch.zeros_like(generated)
     for image in range(len(target)):
-        square = target[image].square().sum(0)
+        square = target[image].square().sum(1)
         if target.device.type == "cpu":
             points = winner[image].unique()
         else:  # where to know how many there are would be to wait for the device
-            points = torch.arange(generated.shape[2], device=target.device)
+            points = torch.arange(generated.shape[1], device=target.device)
+        columns_of_target = target[image].mT.contiguous()
         for part in points.split(columns):
-            across = generated[image].index_select(1, part)
+            across = generated[image].index_select(0, part)
             distances = _distances(across, target[image], square)
-            least, nearest = distances.min(0, keepdim=True)
+            least = distances.amin(0)
             scale = 1 / (bandwidth * (least + eps))
             similarity = torch.exp((least - distances).mul_(scale))
             similarity.mul_((1 - spatial) / similarity.sum(0))
@@ -97,8 +109,11 @@ def _gradient(
             won = similarity * (winner[image][:, None] == part)
             won.mul_(upstream[image][:, None])
             won.sub_(similarity.mul_(won.sum(0) / (1 - spatial))).mul_(-scale)
-            won.scatter_add_(0, nearest, -(won * distances).sum(0, keepdim=True) / (least + eps))
-            result[image].index_copy_(1, part, 2 * (across * won.sum(0) - target[image] @ won))
+            nearest = distances == least
+            to_least = -(won * distances).sum(0) / (least + eps)
+            won.addcmul_(nearest, to_least / nearest.sum(0))
+            gradient = across * won.sum(0)[:, None] - _product(won.mT.contiguous(), columns_of_target)
+            result[image].index_copy_(0, part, 2 * gradient)
     return result
 
 
@@ -135,7 +150,7 @@ def contextual_similarity(
     With `spatial` s > 0, CX_ij is (1 - s) of that + s of the same between the places of the points: the contextual
     bilateral similarity.
 
-    Shapes: (N, C, n) x 2; grid (n, 2), needed where spatial > 0 -> (N,), each in (0, 1]
+    Shapes: (N, n, C) x 2; grid (n, 2), needed where spatial > 0 -> (N,), each in (0, 1]
     Source: Mechrez, Talmi, Zelnik-Manor 2018, arXiv:1803.02077, equations 2 to 4. Their b cancels in the softmax.
     """
     grid = target.new_zeros(0, 2) if grid is None else grid
@@ -182,7 +197,7 @@ class Contextual(DrawnDistance):
         height, width = target.shape[-2:]
         places = self._places(height * width)
         points = self._at(target, places)
-        mean = points.mean(2, keepdim=True)
+        mean = points.mean(1, keepdim=True)
         points = self._scaled(points - mean)
         every = torch.arange(height * width, device=target.device) if places is None else places
         rows, columns = (every // width).to(target.dtype), (every % width).to(target.dtype)
@@ -205,17 +220,17 @@ class Contextual(DrawnDistance):
         return edges[:-1] + torch.minimum(within.long(), widths - 1)
 
     def _at(self, maps: Tensor, places: Tensor | None) -> Tensor:
-        """(N, C, h, w) -> the features, or patches, at the places: (N, C', n)."""
+        """(N, C, h, w) -> the features, or patches, at the places: (N, n, C')."""
         size = self.patch_size
-        points = F.unfold(maps, size, padding=size // 2) if size > 1 else maps.flatten(2)
-        return points.contiguous() if places is None else points.index_select(2, places)
+        points = (F.unfold(maps, size, padding=size // 2) if size > 1 else maps.flatten(2)).mT
+        return points.contiguous() if places is None else points.index_select(1, places)
 
     def _scaled(self, points: Tensor) -> Tensor:
         """Centred points -> points whose squared distances are the d_ij. Of unit vectors that is 2 - 2 cosine, so that
         half of one gives (1 - cosine) / 2. Centring moves no distance, and spares the digits."""
         if self.similarity == "l2":
             return points
-        return 0.5 * points * torch.rsqrt(points.square().sum(1, keepdim=True) + _UNIT_EPS)
+        return 0.5 * points * torch.rsqrt(points.square().sum(2, keepdim=True) + _UNIT_EPS)
 
     def _log(self, points: Tensor, context: "_Context") -> Tensor:
         similarity = contextual_similarity(
