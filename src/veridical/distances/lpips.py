@@ -1,11 +1,14 @@
 """LPIPS: channels normalised to unit length at each position, squared, weighted by what people saw."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from veridical.core.image import no_autocast
 from veridical.distances.base import Distance
 
 # Inside the square root, so that the gradient stays finite where all channels are 0. The original adds 1e-10 outside,
@@ -15,7 +18,11 @@ EPS = 1e-10
 
 def unit_length(maps: Tensor) -> Tensor:
     """Divide by the length of the channel vector at each position. (N, C, h, w) -> same."""
-    return maps * torch.rsqrt(maps.square().sum(1, keepdim=True) + EPS)
+    return maps * _per_length(maps)
+
+
+def _per_length(maps: Tensor) -> Tensor:
+    return torch.rsqrt(maps.square().sum(1, keepdim=True) + EPS)
 
 
 def lpips(prediction: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
@@ -24,8 +31,39 @@ def lpips(prediction: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
     Shapes: prediction (N, C, h, w); target_unit the same, from `unit_length`; weight (C,) -> (N,)
     Source: Zhang et al. 2018, arXiv:1801.03924, version 0.1 of the released linear layers.
     """
-    squared = (unit_length(prediction) - target_unit).square()
-    return torch.einsum("nchw,c->nhw", squared, weight.to(squared.dtype)).mean((1, 2))
+    weight = weight.to(prediction.dtype)
+    if torch.is_grad_enabled() and prediction.requires_grad:
+        value: Tensor = _LPIPS.apply(prediction, target_unit, weight)
+        return value
+    return _lpips(prediction, target_unit, weight)[0]
+
+
+def _lpips(prediction: Tensor, target_unit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value, and for its gradient: target_unit - unit(prediction), and 1 / length."""
+    scale = _per_length(prediction)
+    difference = torch.addcmul(target_unit, prediction, scale, value=-1)
+    return torch.einsum("nchw,c->nhw", difference.square(), weight).mean((1, 2)), difference, scale
+
+
+class _LPIPS(torch.autograd.Function):
+    """`_lpips` with a graph, written out: the maps are large, and autograd would go over them twice as often."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
+        value, difference, scale = _lpips(prediction, target_unit, weight)
+        ctx.save_for_backward(prediction, difference, scale, weight)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        prediction, difference, scale, weight = ctx.saved_tensors
+        with no_autocast(prediction):
+            # u = scale * prediction, e = weight * difference: the gradient is a multiple of scale * (e - u (u.e)).
+            along = torch.einsum("nchw,c->nhw", prediction * difference, weight)[:, None]
+            result = (difference * weight[:, None, None]).addcmul_(prediction, along * scale.square(), value=-1)
+            factor = gradient * (-2 / difference[0, 0].numel())
+            return result.mul_(scale * factor[:, None, None, None]), None, None
 
 
 class LPIPS(Distance):
