@@ -22,12 +22,15 @@ class Features(nn.Module):
         identity: equal for two objects that compute the same maps, so that a sum of losses can share one pass.
         available: every tap name there is, in the order of computation.
         random: whether `draw` gives other weights each time in training.
+        pass_px: how many pixels to look at together on a CPU: more do not fit in its caches, and are slower as well as
+            larger. One image of 256 x 256, or several where the maps are small.
     """
 
     taps: tuple[str, ...]
     identity: Hashable
     available: tuple[str, ...]
     random: bool = False
+    pass_px: int = 256 * 256
     weight_hashes: dict[str, str]
 
     def __init__(self, *, taps: Iterable[str], available: Sequence[str], identity: Hashable) -> None:

@@ -150,6 +150,8 @@ class FrozenNetwork(FrozenFeatures):
             identity=(name, loaded.sha256, normalisation, clamp, pool),
         )
         self.clamp, self.pool = clamp, pool
+        if name not in ("vgg16", "vgg19"):
+            self.pass_px *= 4  # the first layer of the others makes the maps small
         self._freeze(name, loaded.sha256)
         self.keys = [key for layer in plan for key in layer.keys]
         for key in self.keys:

@@ -11,12 +11,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from veridical.core.image import check_image, check_pair
 from veridical.core.options import check_choice
 from veridical.distances import FeatureDistance
+from veridical.features import Features
 
 REDUCTIONS = ("mean", "none")
-
-# How many pixels a loss that works by image looks at together on a CPU: one image of 256x256. More do not fit in its
-# caches, and are slower as well as larger.
-PASS_PX = 256 * 256
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,9 @@ class Loss(nn.Module):
             Possible because images do not influence each other.
         batches_to_calibrate: how many batches `calibrate` should see before the first step; 0 when nothing is to be
             found.
-        images_at_once: how many those are. None: on a CPU as many as have PASS_PX pixels; elsewhere, and when compiled,
-            the whole batch at once.
+        images_at_once: how many those are. None: on a CPU as many as have `pass_px` pixels; elsewhere, and when
+            compiled, the whole batch at once.
+        pass_px: as `Features` says.
 
     A subclass defines `prepare_target` (what depends on the target alone; runs without a graph) and `compare`.
     """
@@ -71,6 +69,7 @@ class Loss(nn.Module):
     by_image: bool = False
     batches_to_calibrate: int = 0
     images_at_once: int | None = None
+    pass_px: int = Features.pass_px
 
     @property
     def weight_hashes(self) -> dict[str, str]:
@@ -182,7 +181,7 @@ class Loss(nn.Module):
     def _images_at_once(self, image: Tensor) -> int:
         if not self._works_by_image(image):
             return max(1, len(image))
-        return self.images_at_once or max(1, PASS_PX // (image.shape[-2] * image.shape[-1]))
+        return self.images_at_once or max(1, self.pass_px // (image.shape[-2] * image.shape[-1]))
 
     def _takes_gradients_at_once(self, prediction: Tensor) -> bool:
         if not (torch.is_grad_enabled() and prediction.requires_grad and self._works_by_image(prediction)):
@@ -227,6 +226,7 @@ class FeatureLoss(Loss):
         super().__init__()
         self.distance = distance
         self.by_image = bool(self.weight_hashes)  # pretrained networks are large
+        self.pass_px = distance.features.pass_px
 
     @property
     def min_size(self) -> int:  # type: ignore[override]

@@ -48,6 +48,7 @@ class WeightedSum(Loss):
         self.optimises = tuple(sorted({metric for _, loss in terms for metric in loss.optimises}))
         self.reference = any(loss.reference for _, loss in terms)
         self.by_image = any(loss.by_image for _, loss in terms)
+        self.pass_px = min((loss.pass_px for _, loss in terms if loss.by_image), default=self.pass_px)
         self._share_networks()
 
     def _share_networks(self) -> None:
