@@ -75,7 +75,7 @@ class _Convolution(torch.autograd.Function):
         groups: int,
         slope: float | None,
     ) -> Tensor:
-        ctx.shape, ctx.dtype, ctx.settings = x.shape, x.dtype, (stride, padding, groups, slope)
+        ctx.shape, ctx.settings = x.shape, (stride, padding, groups, slope)
         if _is_fast(x, weight):
             y, positive = torch.ops.veridical.convolution(x, weight, bias, stride, padding, groups, slope, slope == 0)
         else:
@@ -100,7 +100,7 @@ class _Convolution(torch.autograd.Function):
         else:
             weight = weight.to(gradient.dtype)  # autocast may have lowered the gradient's
             result = conv2d_input(ctx.shape, weight, gradient, stride, padding, groups=groups)
-        return result.to(ctx.dtype), None, None, None, None, None, None
+        return result, None, None, None, None, None, None
 
 
 def _activated(y: Tensor, slope: float | None) -> Tensor:
