@@ -14,7 +14,10 @@ from veridical.features.weights import load
 
 
 def stand_in_for_torchvision(patch: pytest.MonkeyPatch) -> None:
-    """Put a `torchvision` in place whose networks have our weights: its own code does not import beside this torch."""
+    """Put a `torchvision` in place whose networks have our weights: its own code does not import beside this torch.
+    A package that was imported with another one before is imported anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lpips", "DISTS_pytorch")]:
+        patch.delitem(sys.modules, name)
     models = types.ModuleType("torchvision.models")
     for name in ("alexnet", "vgg16"):
         setattr(models, name, lambda pretrained, name=name: types.SimpleNamespace(features=_features(name)))
