@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
+from veridical.core.product import product
 from veridical.distances import DISTANCES, L2, LPIPS, FeatureDistance, Gram, Wasserstein
+from veridical.distances.gram import gram
 from veridical.distances.lpips import linear_weights
 from veridical.distances.projections import draw_projection
 from veridical.distances.wasserstein import sorted_positions
@@ -201,6 +203,20 @@ def test_gram_agrees_with_numpy(maps):
         for a, b in zip(*(m.double().numpy() for m in maps), strict=True)
     ]
     np.testing.assert_allclose(values.numpy(), np.multiply(4, as_gatys), rtol=1e-5)
+
+
+def test_the_gradient_of_gram_written_by_hand_is_that_of_the_value(maps):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        image = maps[0][:, :, :2, :3].double().to(memory_format=layout).requires_grad_()
+        assert torch.autograd.gradcheck(gram, image)
+
+
+def test_the_product_by_onednn_is_the_product():
+    for shape in ((5, 3), (2, 5, 3)):
+        a, b = (torch.randn(*shape[:-2], rows, 3, generator=GENERATOR) for rows in (5, 4))
+        torch.testing.assert_close(product(a, b), (a.double() @ b.double().mT).float())
+        torch.testing.assert_close(product(a.mT, a.mT), (a.double().mT @ a.double()).float())
+        assert product(a.double(), b.double()).dtype == torch.float64
 
 
 def test_gradient_of_lpips_is_finite_where_all_channels_are_zero():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veridical.core.options import check_choice, check_number, check_whole
+from veridical.core.product import product
 from veridical.core.random import uniform
 from veridical.distances.base import DrawnDistance
 
@@ -23,24 +24,19 @@ _ENTRIES = {"cpu": 2**20}
 _ENTRIES_ELSEWHERE = 2**24
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ, (m, k) and (n, k) -> (m, n). On a CPU by oneDNN, which torch calls for layers but not for matrices: twice
-    as fast as torch's own product on a CPU that MKL does not know."""
-    if _HAS_ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return a @ b.mT
-
-
 def _columns_at_once(points: Tensor) -> int:
     return max(1, _ENTRIES.get(points.device.type, _ENTRIES_ELSEWHERE) // points.shape[1])
 
 
+def _exponential(exponents: Tensor) -> Tensor:
+    """In place. Beside the 1 of the nearest, e^-80 is nothing; results too small for a normal number take ten times as
+    long, and without the bound most of them would be."""
+    return exponents.clamp_(min=-80).exp_()
+
+
 def _distances(generated: Tensor, target: Tensor, target_square: Tensor) -> Tensor:
     """Squared distances, (c, C) and (n, C) -> (n, c): target down, generated across."""
-    distances = _product(target, -2 * generated)
+    distances = product(target, -2 * generated)
     return distances.add_(target_square[:, None]).add_(generated.square().sum(1)).clamp_(min=0)
 
 
@@ -61,12 +57,12 @@ def _similarity(
             part = slice(start, start + columns)
             similarity = _distances(generated[image, part], target[image], square)
             least = similarity.amin(0)
-            similarity.sub_(least).mul_(-1 / (bandwidth * (least + eps))).exp_()
+            similarity = _exponential(similarity.sub_(least).mul_(-1 / (bandwidth * (least + eps))))
             similarity.mul_((1 - spatial) / similarity.sum(0))
             if spatial:
                 apart = (grid[:, None, 0] - grid[part, 0]).square_()
                 apart += (grid[:, None, 1] - grid[part, 1]).square_()
-                near = apart.mul_(-1 / (bandwidth * eps)).exp_()  # each point's nearest is itself, at distance 0
+                near = _exponential(apart.mul_(-1 / (bandwidth * eps)))  # each point's nearest is itself, at distance 0
                 similarity.addcmul_(near, spatial / near.sum(0))
             highest, place = similarity.max(1)
             higher = highest > best[image]
@@ -103,7 +99,7 @@ def _gradient(
             distances = _distances(across, target[image], square)
             least = distances.amin(0)
             scale = 1 / (bandwidth * (least + eps))
-            similarity = torch.exp((least - distances).mul_(scale))
+            similarity = _exponential((least - distances).mul_(scale))
             similarity.mul_((1 - spatial) / similarity.sum(0))
             # From here on: the gradient with respect to the exponents, then to the distances, then to the points.
             won = similarity * (winner[image][:, None] == part)
@@ -112,7 +108,7 @@ def _gradient(
             nearest = distances == least
             to_least = -(won * distances).sum(0) / (least + eps)
             won.addcmul_(nearest, to_least / nearest.sum(0))
-            gradient = across * won.sum(0)[:, None] - _product(won.mT.contiguous(), columns_of_target)
+            gradient = across * won.sum(0)[:, None] - product(won.mT.contiguous(), columns_of_target)
             result[image].index_copy_(0, part, 2 * gradient)
     return result
 
