@@ -170,6 +170,11 @@ def _has_onednn() -> bool:
 HAS_ONEDNN = _has_onednn()
 
 
+def kernel() -> str:
+    """Which code convolves on this machine."""
+    return "PyTorch; on a CPU in float32 oneDNN's layout and Winograd's F(4x4)" if HAS_ONEDNN else "PyTorch"
+
+
 @torch.library.custom_op("veridical::convolution", mutates_args=(), device_types="cpu")
 def _fast(
     x: Tensor,

@@ -13,6 +13,7 @@ from veridical.core.catalog import Term, call, lookup, options_of, parse, summar
 from veridical.core.errors import VeridicalError
 from veridical.core.options import check_choice, check_number
 from veridical.distances import dists_needs, lpips_needs
+from veridical.features.convolution import kernel
 from veridical.losses.adversarial import GANLoss, HingeGANLoss, LSGANLoss, RaGANLoss
 from veridical.losses.auto_weight import AutoWeight
 from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
@@ -62,17 +63,17 @@ LOSSES: dict[str, LossEntry] = {
     "ssim": LossEntry(SSIMLoss, optimises=("ssim",)),
     "ms-ssim": LossEntry(MSSSIMLoss, optimises=("ms-ssim",)),
     "ms-ssim-l1": LossEntry(MSSSIML1Loss, optimises=("ms-ssim",)),
-    "vgg16": LossEntry(vgg16, needs=network_needs("vgg16")),
-    "vgg19": LossEntry(vgg19, needs=network_needs("vgg19")),
-    "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs),
-    "dists": LossEntry(dists, optimises=("dists",), needs=dists_needs),
-    "style": LossEntry(style, needs=network_needs("vgg16")),
-    "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: "PyTorch; on a CPU NumPy sorts"),
-    "mdf": LossEntry(mdf, needs=mdf_needs),
+    "vgg16": LossEntry(vgg16, needs=network_needs("vgg16"), kernel=kernel),
+    "vgg19": LossEntry(vgg19, needs=network_needs("vgg19"), kernel=kernel),
+    "lpips": LossEntry(lpips, optimises=("lpips",), needs=lpips_needs, kernel=kernel),
+    "dists": LossEntry(dists, optimises=("dists",), needs=dists_needs, kernel=kernel),
+    "style": LossEntry(style, needs=network_needs("vgg16"), kernel=kernel),
+    "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: f"{kernel()}; on a CPU NumPy sorts"),
+    "mdf": LossEntry(mdf, needs=mdf_needs, kernel=kernel),
     "fmlc": LossEntry(fmlc, extra="clip"),
     "tfmlc": LossEntry(tfmlc, needs=tfmlc_needs),
-    "contextual": LossEntry(contextual, needs=network_needs("vgg16")),
-    "cobi": LossEntry(cobi, needs=network_needs("vgg16")),
+    "contextual": LossEntry(contextual, needs=network_needs("vgg16"), kernel=kernel),
+    "cobi": LossEntry(cobi, needs=network_needs("vgg16"), kernel=kernel),
     **{name: LossEntry(build) for name, build in SPL.items()},
     "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
