@@ -9,6 +9,7 @@ import torch
 import veridical
 from tests.originals import real_pairs, stand_in_for_torchvision
 from tests.shared import shared_data
+from veridical.distances.lpips import lpips, unit_length
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,33 @@ def test_the_squeeze_weights_have_the_shapes_of_their_taps(network_file):
     maps = loss.distance.features(image, loss.distance.features.draw())
     assert [m.shape[1] for m in maps.values()] == [64, 128, 256, 384, 384, 512, 512]
     assert all(loss.distance.distances[tap].weight.shape == (m.shape[1],) for tap, m in maps.items())
+
+
+def test_the_gradient_is_that_of_the_formula():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 5, 4, 3, dtype=torch.float64, generator=generator)
+    target = unit_length(torch.randn(2, 5, 4, 3, dtype=torch.float64, generator=generator))
+    weight = torch.rand(5, dtype=torch.float64, generator=generator)
+    maps[0, :, 1, 1] = 0  # where there is no direction
+    with torch.no_grad():
+        without_graph = lpips(maps, target, weight)
+    maps.requires_grad_()
+    value = lpips(maps, target, weight)
+    expected = ((unit_length(maps) - target).square() * weight[:, None, None]).sum(1).mean((1, 2))
+    assert torch.equal(value, without_graph)
+    torch.testing.assert_close(value, expected)
+    upstream = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(v, maps, upstream)[0] for v in (value, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_graph_keeps_no_map_but_the_two_that_are_compared():
+    prediction, target = torch.rand(2, 2, 8, 16, 16)
+    target, weight = unit_length(target), torch.rand(8)
+    prediction.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        lpips(prediction, target, weight)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (prediction, target)}
+    new = sum(tensor.numel() for tensor in kept if tensor.untyped_storage().data_ptr() not in known)
+    assert 0 < new <= prediction.numel() // 8 + weight.numel()

@@ -35,33 +35,36 @@ def lpips(prediction: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
     if torch.is_grad_enabled() and prediction.requires_grad:
         value: Tensor = _LPIPS.apply(prediction, target_unit, weight)
         return value
-    return _lpips(prediction, target_unit, weight)[0]
+    return _lpips(prediction, _per_length(prediction), target_unit, weight)
 
 
-def _lpips(prediction: Tensor, target_unit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The value, and for its gradient: target_unit - unit(prediction), and 1 / length."""
-    scale = _per_length(prediction)
-    difference = torch.addcmul(target_unit, prediction, scale, value=-1)
-    return torch.einsum("nchw,c->nhw", difference.square(), weight).mean((1, 2)), difference, scale
+def _lpips(prediction: Tensor, scale: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
+    squared = _difference(prediction, scale, target_unit).square_()
+    return torch.einsum("nchw,c->nhw", squared, weight).mean((1, 2))
+
+
+def _difference(prediction: Tensor, scale: Tensor, target_unit: Tensor) -> Tensor:
+    return torch.addcmul(target_unit, prediction, scale, value=-1)
 
 
 class _LPIPS(torch.autograd.Function):
-    """`_lpips` with a graph, written out: the maps are large, and autograd would go over them twice as often."""
+    """`_lpips` with a graph. Autograd would go over the large maps twice as often, and keep more of them."""
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target_unit: Tensor, weight: Tensor) -> Tensor:
-        value, difference, scale = _lpips(prediction, target_unit, weight)
-        ctx.save_for_backward(prediction, difference, scale, weight)
-        return value
+        scale = _per_length(prediction)
+        ctx.save_for_backward(prediction, scale, target_unit, weight)
+        return _lpips(prediction, scale, target_unit, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        prediction, difference, scale, weight = ctx.saved_tensors
+        prediction, scale, target_unit, weight = ctx.saved_tensors
         with no_autocast(prediction):
+            difference = _difference(prediction, scale, target_unit)
             # u = scale * prediction, e = weight * difference: the gradient is a multiple of scale * (e - u (u.e)).
             along = torch.einsum("nchw,c->nhw", prediction * difference, weight)[:, None]
-            result = (difference * weight[:, None, None]).addcmul_(prediction, along * scale.square(), value=-1)
+            result = difference.mul_(weight[:, None, None]).addcmul_(prediction, along * scale.square(), value=-1)
             factor = gradient * (-2 / difference[0, 0].numel())
             return result.mul_(scale * factor[:, None, None, None]), None, None
 
