@@ -46,6 +46,8 @@ weights_app = typer.Typer(help="The pretrained networks: which are here, fetch t
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="How fast things are, and how much memory they take.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+learn_app = typer.Typer(help="Make a loss for your own degradation.", no_args_is_help=True)
+app.add_typer(learn_app, name="learn")
 
 STOPPED = 130  # what a shell reports for a command that Ctrl-C ended
 
