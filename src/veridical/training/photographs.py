@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from veridical.core.catalog import lookup
 from veridical.core.errors import MissingExtra
 from veridical.core.files import read_image
 
@@ -57,6 +58,14 @@ def demo_photographs() -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor
     train = [(name, read_image(_path(each)).pixels) for name, each in TRAIN.items()]
     evaluate = [(name, _cut(read_image(_path(each)).pixels, each.corner)) for name, each in EVALUATE.items()]
     return train, evaluate
+
+
+def demo_photograph(name: str) -> Tensor:
+    """One of them, whole: (3, H, W) in [0, 1].
+
+    Errors: UnknownName, with the nearest one; MissingExtra.
+    """
+    return read_image(_path(lookup(TRAIN | EVALUATE, name, "photograph of the demo"))).pixels
 
 
 def credits() -> dict[str, str]:
