@@ -138,6 +138,24 @@ def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], fo
         )
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as "<parameter>.<key>" -> tensor."""
+    return {
+        f"{parameter}.{key}": value
+        for parameter, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; learning rates stay as they are."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, key = name.partition(".")
+        state.setdefault(int(parameter), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
 @contextlib.contextmanager
 def storage(path: Path, *, last_good: Path | None) -> Iterator[None]:
     """Turn an OSError into a StorageError that names `path`, the cause, and the checkpoint to go on from."""

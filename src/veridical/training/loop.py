@@ -173,7 +173,7 @@ def train(
             if not chief:
                 return
             state = {f"loss.{key}": value for key, value in loss.state_dict().items()}
-            state |= {f"optimizer.{key}": value for key, value in _optimizer_tensors(optimizer).items()}
+            state |= {f"optimizer.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
             state |= {f"ema.{key}": value for key, value in (average.weights if average else {}).items()}
             state |= {f"random.{key}": value for key, value in _random_state(fabric.device).items()}
             seconds = seconds_before + time.perf_counter() - started
@@ -507,15 +507,6 @@ def _identity(model: nn.Module, loss: LossModule) -> dict[str, str]:
     }
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as "<parameter>.<key>" -> tensor."""
-    return {
-        f"{parameter}.{key}": value
-        for parameter, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
-
-
 def _restore(
     saved: Checkpoint,
     optimizer: torch.optim.Optimizer,
@@ -523,11 +514,7 @@ def _restore(
     loss: LossModule,
     device: torch.device,
 ) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in saved.part("optimizer").items():
-        parameter, _, key = name.partition(".")
-        state.setdefault(int(parameter), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    checkpoints.restore_optimizer(optimizer, saved.part("optimizer"))
     if average:
         for name, value in saved.part("ema").items():
             average.weights[name].copy_(value)
