@@ -673,3 +673,20 @@ def test_the_shipped_lpips_weights_are_the_published_ones(net: str, channels: li
     assert "Richard Zhang" in (distances / "LPIPS_LICENSE.txt").read_text()
     published = load_file(shared_data(f"weights/lpips_v0.1_{net}.safetensors"))
     assert same(shipped, {key.partition(".")[0]: v.flatten() for key, v in published.items()})
+
+
+def test_the_same_contents_are_written_as_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors alone would write the notes in an order that differs from one process to the next."""
+    notes = {name: name.upper() for name in "format settings learned z a m q".split()}
+    tensors = {"b": torch.arange(3.0), "a": torch.zeros(2, 2, dtype=torch.float16)}
+    weights.write(tmp_path / "one.safetensors", tensors, notes)
+    weights.write(tmp_path / "two.safetensors", tensors, dict(reversed(notes.items())))
+    data = (tmp_path / "one.safetensors").read_bytes()
+    assert data == (tmp_path / "two.safetensors").read_bytes()
+    assert [data.index(f'"{name}":'.encode()) for name in sorted(notes)] == sorted(
+        data.index(f'"{name}":'.encode()) for name in notes
+    )
+    assert weights.notes(tmp_path / "one.safetensors", "a test") == notes
+    found = load_file(tmp_path / "one.safetensors")
+    assert {key: value.dtype for key, value in found.items()} == {"a": torch.float16, "b": torch.float32}
+    assert torch.equal(found["b"], tensors["b"])

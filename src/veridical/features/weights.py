@@ -8,6 +8,7 @@ torchvision's keys: 59 MB of the 553 MB that torchvision publishes for VGG16.
 
 import hashlib
 import http.client
+import json
 import math
 import os
 import pickle
@@ -283,17 +284,26 @@ def notes(path: str | Path, what: str) -> dict[str, str]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
-    """A .safetensors file, whole or not at all. Its folder is made."""
+    """A .safetensors file, whole or not at all, and the same bytes for the same contents. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the goal, so that the finished file arrives by one atomic rename. What a killed process leaves in the
     # cache, the next fetch removes.
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent, ignore_cleanup_errors=True) as work:
         unfinished = Path(work) / path.name
         with unfinished.open("wb") as stream:
-            stream.write(safetensors.torch.save(dict(tensors), metadata=dict(notes)))
+            stream.write(_with_notes(safetensors.torch.save(dict(tensors)), notes))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(unfinished, path)  # noqa: PTH105
+
+
+def _with_notes(data: bytes, notes: Mapping[str, str]) -> bytes:
+    """A file's bytes with notes, sorted: safetensors itself writes several in an order that chance decides."""
+    end = 8 + int.from_bytes(data[:8], "little")  # the length of a header of JSON, padded to 8 bytes, then the tensors
+    header = {"__metadata__": dict(sorted(notes.items())), **json.loads(data[8:end])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def kept(name: str) -> Path:
