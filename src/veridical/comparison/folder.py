@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from veridical.comparison.start import START
 from veridical.comparison.statistics import INPUT
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
@@ -22,7 +23,7 @@ _MAY_CHANGE = {
     "training.log_every",
     "training.checkpoint_every",
 }
-_RESERVED = (INPUT, "truth", "images")
+_RESERVED = (INPUT, START, "truth", "images")
 
 
 def choose_folder(recipe: Recipe, out: Path | None = None) -> Path:

@@ -15,6 +15,7 @@ from veridical.comparison.evaluate import Row, build_metrics, check_size
 from veridical.comparison.folder import open_folder, read_json, slugs
 from veridical.comparison.observer import Observer
 from veridical.comparison.sources import Sources, gather
+from veridical.comparison.start import START, Start, fitting, read_start
 from veridical.comparison.statistics import INPUT
 from veridical.core import catalog
 from veridical.core.errors import DataError, RecipeError, VeridicalError, WeightsMissing
@@ -58,7 +59,8 @@ class Plan:
     """A comparison that has passed every check and may begin.
 
     recipe:  with the losses and metrics that are left, and no `out`. device: where images are evaluated.
-    slugs:   of the evaluation images, by name; sizes: (H, W).
+    slugs:   of the evaluation images, by name; sizes: (H, W). start: the model that training starts from, if one is
+             named.
     """
 
     recipe: Recipe
@@ -74,6 +76,7 @@ class Plan:
     slugs: dict[str, str]
     sizes: dict[str, tuple[int, int]]
     notes: list[str]
+    start: Start | None = None
 
     @property
     def samples(self) -> Samples:
@@ -85,7 +88,7 @@ class Plan:
 
     def initial_model(self) -> nn.Module:
         """The model that every loss begins with."""
-        return initial_model(self.model_name, self.model_options, self.recipe.training.seed)
+        return initial_model(self.model_name, self.model_options, self.recipe.training.seed, self.start)
 
 
 def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool, validation: bool = False) -> Plan:
@@ -105,7 +108,10 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     device = choose_device(settings.device, count=settings.devices)
     task = catalog.lookup(TASKS, recipe.task, "task")
     damage = degradation(recipe.degradation or task.degradation)
-    model_name, model_options, model = _build_model(recipe, task.model)
+    start = None if recipe.init is None else read_start(recipe.init)
+    if start is not None:
+        recipe = fitting(recipe, start)
+    model_name, model_options, model = _build_model(recipe, task.model, start)
     for spec in recipe.losses.values():
         needs(spec)  # finds unknown names before anything is fetched
     missing = _fetch(recipe, observer)
@@ -127,6 +133,12 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
             f"{folder} holds a comparison on other photographs: some were added, removed or changed since. "
             "Name another folder with --out."
         )
+    began = (before.get("init") or {}).get("sha256")
+    if before and began != (start.sha256 if start else None):
+        raise RecipeError(
+            f"{folder} holds a comparison that started from other weights: sha256 {began}, now "
+            f"{start.sha256 if start else None}: {recipe.init} has changed since. Name another folder with --out."
+        )
     if settings.batch_size == 1 and any("BatchNorm" in type(part).__name__ for part in model.modules()):
         note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
     resolved = recipe.model_copy(
@@ -136,7 +148,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
             "out": None,  # a copy of this recipe must not lead back into this folder
         }
     )
-    atomic_write(folder / "recipe.toml", (_provenance(contenders) + resolved.to_toml()).encode())
+    atomic_write(folder / "recipe.toml", (_provenance(contenders, start) + resolved.to_toml()).encode())
     sizes = {item.name: sources.pairs.store.size(item.sharp) for item in sources.pairs.items}
     return Plan(
         recipe=resolved,
@@ -152,22 +164,26 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         slugs=slugs(sizes),
         sizes=sizes,
         notes=notes,
+        start=start,
     )
 
 
-def _provenance(contenders: Sequence[Contender]) -> str:
+def _provenance(contenders: Sequence[Contender], start: Start | None) -> str:
     """What a recipe alone does not fix, as comments at its top."""
     hashes = {name: value for contender in contenders for name, value in contender.loss.weight_hashes.items()}
     lines = [f"# veridical {__version__}, torch {torch.__version__}"]
     lines += [f"# weights of {name}: sha256 {value}" for name, value in sorted(hashes.items())]
+    lines += [f"# training starts from {start.folder}: sha256 {start.sha256}"] if start else []
     return "\n".join(lines) + "\n"
 
 
 # ---- the model ----
 
 
-def _build_model(recipe: Recipe, default: str) -> tuple[str, dict[str, Any], nn.Module]:
+def _build_model(recipe: Recipe, default: str, start: Start | None) -> tuple[str, dict[str, Any], nn.Module]:
     """Name, options, and the model of the recipe with its initial weights: the same for every loss."""
+    if start is not None:
+        return start.name, start.options, initial_model(start.name, start.options, recipe.training.seed, start)
     spec = recipe.model.name or default
     term = catalog.parse_one(spec, "model", "unet(levels=3)")
     name, options = term.name, dict(term.options)
@@ -180,14 +196,18 @@ def _build_model(recipe: Recipe, default: str) -> tuple[str, dict[str, Any], nn.
     return name, {**defaults, **options}, model
 
 
-def initial_model(name: str, options: Mapping[str, Any], seed: int) -> nn.Module:
-    """A model whose initial weights are a function of (name, options, seed), whatever was drawn before."""
+def initial_model(name: str, options: Mapping[str, Any], seed: int, start: Start | None = None) -> nn.Module:
+    """A model whose initial weights are those it starts from, else a function of (name, options, seed), whatever was
+    drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _making(
+        model: nn.Module = _making(
             f"model {name!r}",
             lambda: catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}"),
         )
+    if start is not None:
+        model.load_state_dict(start.weights)
+    return model
 
 
 def _making(what: str, make: Callable[[], T]) -> T:
@@ -235,6 +255,8 @@ def _build_losses(
     for name, spec in recipe.losses.items():
         if name == INPUT:
             raise RecipeError(f"a loss cannot be named {INPUT!r}: that is the degraded image's own row.")
+        if name == START:
+            raise RecipeError(f"a loss cannot be named {START!r}: that row is the model that training starts from.")
         if name in lacking:
             continue
         built = _making(f"loss {spec!r}", lambda spec=spec: loss(spec))  # type: ignore[misc]

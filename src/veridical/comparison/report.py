@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from veridical.comparison import charts, pictures
+from veridical.comparison.start import START
 from veridical.comparison.statistics import (
     INPUT,
     SCHEMA,
@@ -36,6 +37,7 @@ from veridical.metrics import METRICS
 DAGGER = "†"
 FEW_IMAGES = 10
 _NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
+_NO_FURTHER = "By this score no loss improved on the model that training started from (init)."
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 _PERCEPTUAL = ("lpips", "ms-ssim", "ssim", "sharpness-q")  # for the plot, the first that was measured
 
@@ -80,7 +82,7 @@ def verdict(run: Run) -> str:
     """Which loss won, by how much, and whether that could be chance: a few plain sentences."""
     lead = _lead(run.analysis, str)
     said = lead if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {lead}"
-    return f"{said} {_NO_GAIN}" if _gained_nothing(run.analysis) else said
+    return " ".join([said, *_disappointments(run.analysis)])
 
 
 def table(run: Run, *, bold: bool = True) -> Table:
@@ -293,8 +295,7 @@ def _caveats(run: Run) -> list[str]:
             f"{winner.name} was trained on {_join(own)}, which {are} part of the score, so the score flatters "
             "it. Look at the pictures below before trusting it."
         )
-    if _gained_nothing(analysis):
-        said.append(_NO_GAIN)
+    said += _disappointments(analysis)
     if run.images < FEW_IMAGES:
         said.append(
             f"Only {_count(run.images, 'image')} evaluated: means move with each image. Prefer {FEW_IMAGES} or more."
@@ -309,8 +310,11 @@ def _caveats(run: Run) -> list[str]:
     return said
 
 
-def _gained_nothing(analysis: Analysis) -> bool:
-    return INPUT in analysis.scores and analysis.scores[analysis.winner] <= analysis.scores[INPUT]
+def _disappointments(analysis: Analysis) -> list[str]:
+    """When the best loss is no better than what there was without it."""
+    nothing = INPUT in analysis.scores and analysis.scores[analysis.winner] <= analysis.scores[INPUT]
+    further = [_NO_FURTHER] if analysis.winner == START and analysis.runner_up is not None else []
+    return ([_NO_GAIN] if nothing else []) + further
 
 
 def _short(text: str, most: int = 260) -> str:
@@ -412,6 +416,8 @@ def _training(run: Run) -> dict[str, Any]:
     """The training curves, each over its first value, and why a loss has none."""
     lines, missing = [], []
     for entry in run.entries:
+        if entry.slug == START:
+            continue
         path = run.folder / entry.slug / "training.csv"
         try:
             log = pl.read_csv(path, columns=["step", "total"], schema_overrides={"total": pl.Float64})
@@ -562,6 +568,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("Trained on", data.get("train")),
         ("Evaluated on", data.get("evaluate")),
         ("Model", described if model else None),
+        ("Started from", _started_from(about.get("init"))),
         ("Steps", about.get("steps")),
         (
             "Batch, crop",
@@ -573,6 +580,13 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("Created", about.get("created")),
     ]
     return [(label, str(text)) for label, text in lines if text not in (None, "")]
+
+
+def _started_from(init: dict[str, Any] | None) -> str:
+    if not init:
+        return "random weights, the same for every loss"
+    trained = f"trained on {init.get('loss')}" + (f" for {init['steps']} steps" if init.get("steps") else "")
+    return f"{init.get('folder')}, {trained}; sha256 of its weights {init.get('sha256')}"
 
 
 def _hashes(run: Run) -> list[tuple[str, str]]:

@@ -45,7 +45,10 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         name, options = about["model"]["name"], about["model"]["options"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{description} cannot be read as the description of a model ({error!r}).") from error
-    model = catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}")
+    try:
+        model = catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{description} describes a model that cannot be made: {error}") from error
     try:
         model.load_state_dict(load_file(weights))
     except Exception as error:

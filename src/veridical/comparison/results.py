@@ -13,10 +13,11 @@ from safetensors.torch import save
 from torch import nn
 
 from veridical import __version__
-from veridical.comparison.evaluate import Row, evaluate_input, write_rows
+from veridical.comparison.evaluate import Row, evaluate, evaluate_input, write_rows
 from veridical.comparison.folder import read_json, write_json
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan
+from veridical.comparison.start import START
 from veridical.comparison.statistics import INPUT
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
@@ -32,6 +33,7 @@ def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
         "model": f"{plan.model_name} {json.dumps(plan.model_options, sort_keys=True)}",
         "photographs": plan.sources.digest,
     }
+    identity |= {"init": f"sha256 {plan.start.sha256}"} if plan.start else {}
     identity |= {f"weights of {name}": value for name, value in contender.loss.weight_hashes.items()}
     return identity | ({"file of the loss": contender.file_hash} if contender.file_hash else {})
 
@@ -58,7 +60,9 @@ def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
         "degradation": plan.sources.degradation,
         "loss": contender.spec,
         "loss_fixed": contender.fixed_spec,
+        "optimises": list(contender.loss.optimises),
         "steps": plan.recipe.training.steps,
+        "init": plan.start.described if plan.start else None,
         "version": __version__,
     }
     write_json(folder / "model.json", about)
@@ -112,6 +116,29 @@ def load_result(plan: Plan, contender: Contender) -> bool:
 # ---- what the report reads ----
 
 
+def reference_rows(plan: Plan, observer: Observer) -> list[Row]:
+    """The rows that need no training: of the degraded images and, where there is one, of the model that training
+    starts from. Computed once per run and set of metrics."""
+    return input_rows(plan, observer) + (_start_rows(plan, observer) if plan.start else [])
+
+
+def _start_rows(plan: Plan, observer: Observer) -> list[Row]:
+    images = plan.folder / "images" / START
+    kept = read_json(images / "rows.json")
+    if kept.get("evaluated") == _evaluated_as(plan):  # the run is of one start: see plan.prepare
+        return list(kept["rows"])
+    model = plan.initial_model().to(plan.device)
+    rows: list[Row] = []
+    rows_by_image = evaluate(
+        model, plan.pairs, plan.metrics, loss=START, slugs=plan.slugs, images=images, device=plan.device
+    )
+    for number, found in enumerate(rows_by_image, start=1):
+        rows += found
+        observer.doing("evaluating where training starts", number, len(plan.pairs))
+    write_json(images / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
+    return rows
+
+
 def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     """The rows of the degraded images, computed once per run and set of metrics."""
     images = plan.folder / "images"
@@ -125,11 +152,12 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     return rows
 
 
-def write_state(plan: Plan, input_rows: Sequence[Row], command: str) -> None:
-    """comparison.json and the rows of all losses that are finished. command: what repeats the comparison."""
+def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
+    """comparison.json and the rows of all losses that are finished. references: the rows that need no training.
+    command: what repeats the comparison."""
     settings = plan.recipe.training
     done = [contender for contender in plan.contenders if contender.status == "done"]
-    write_rows(plan.folder, [*input_rows, *(row for contender in done for row in contender.rows)])
+    write_rows(plan.folder, [*references, *(row for contender in done for row in contender.rows)])
     about = {
         "version": __version__,
         "created": plan.created,
@@ -142,7 +170,8 @@ def write_state(plan: Plan, input_rows: Sequence[Row], command: str) -> None:
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "crop": settings.crop,
-        "losses": [_about_loss(contender) for contender in plan.contenders],
+        "init": plan.start.described if plan.start else None,
+        "losses": [*_about_start(plan, references), *(_about_loss(contender) for contender in plan.contenders)],
         "metrics": [
             {
                 "name": one.name.partition("(")[0],
@@ -161,6 +190,14 @@ def write_state(plan: Plan, input_rows: Sequence[Row], command: str) -> None:
         ],
     }
     write_json(plan.folder / "comparison.json", about)
+
+
+def _about_start(plan: Plan, references: Sequence[Row]) -> list[dict[str, Any]]:
+    """The model that training starts from, as one of the losses: it is judged as they are."""
+    if plan.start is None or not any(row["loss"] == START for row in references):
+        return []
+    about = {"name": START, "slug": START, "spec": plan.start.loss, "optimises": list(plan.start.optimises)}
+    return [{**about, "status": "done", "error": None, "weight_hashes": {}}]
 
 
 def _about_loss(contender: Contender) -> dict[str, Any]:

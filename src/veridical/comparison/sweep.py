@@ -19,8 +19,8 @@ from veridical.comparison.folder import choose_folder
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan, initial_model, prepare
 from veridical.comparison.results import (
-    input_rows,
     load_result,
+    reference_rows,
     save_model,
     save_result,
     training_identity,
@@ -77,16 +77,16 @@ def compare(
     command = _command(recipe, plan.folder)
     observer.begins(plan.folder, [each.name for each in plan.contenders], recipe.training.steps)
     kept = {contender.name for contender in plan.contenders if load_result(plan, contender)}
-    inputs: list[Row] = []
+    references: list[Row] = []
     if _is_chief():
-        inputs = input_rows(plan, observer)
-        write_state(plan, inputs, command)
+        references = reference_rows(plan, observer)
+        write_state(plan, references, command)
     for contender in plan.contenders:
         if contender.name not in kept:
             observer.loss_begins(contender.name)
             run_one(plan, contender, observer)
             if _is_chief():
-                write_state(plan, inputs, command)
+                write_state(plan, references, command)
         status = "kept" if contender.name in kept and contender.status == "done" else contender.status
         observer.loss_ends(contender.name, status, contender.seconds, contender.error)
     if not _is_chief():

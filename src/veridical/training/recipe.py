@@ -64,12 +64,15 @@ class Recipe(_Part):
 
     degradation: a spec that takes the place of the task's own.
     losses:      name -> spec. A list in TOML gives each spec its own text as name.
+    init:        the folder of one loss of a finished run, runs/x/l1: every loss starts from its weights instead of
+                 random ones, and the model is the one in it.
     out:         the run's folder.
     """
 
     task: str = "deblur"
     degradation: str | None = None
     losses: dict[str, str] = Field(default_factory=lambda: {"l2": "l2", "l1": "l1"})
+    init: str | None = None
     metrics: tuple[str, ...] = Field(default=("psnr", "ssim", "ms-ssim", "lpips", "sharpness-q"), strict=False)
     data: Data = Data()
     model: Model = Model()
