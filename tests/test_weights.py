@@ -677,7 +677,7 @@ def test_the_shipped_lpips_weights_are_the_published_ones(net: str, channels: li
 
 def test_the_same_contents_are_written_as_the_same_bytes(tmp_path: Path) -> None:
     """safetensors alone would write the notes in an order that differs from one process to the next."""
-    notes = {name: name.upper() for name in "format settings learned z a m q".split()}
+    notes = {name: name.upper() for name in ["format", "settings", "learned", "z", "a", "m", "q"]}
     tensors = {"b": torch.arange(3.0), "a": torch.zeros(2, 2, dtype=torch.float16)}
     weights.write(tmp_path / "one.safetensors", tensors, notes)
     weights.write(tmp_path / "two.safetensors", tensors, dict(reversed(notes.items())))
