@@ -157,7 +157,7 @@ def train(
             _calibrate(loss, trained, samples, settings, fabric, watcher.note)
 
         started = time.perf_counter()
-        interrupt = stack.enter_context(_deferred_interrupt(alone=fabric.world_size == 1))
+        interrupt = stack.enter_context(deferred_interrupt(alone=fabric.world_size == 1))
         rows = None
         if chief:
             with storage(folder, last_good=checkpoints.newest(checkpoint_folder)):
@@ -471,7 +471,7 @@ class _Sentinel:
 
 
 @contextlib.contextmanager
-def _deferred_interrupt(*, alone: bool) -> Iterator[threading.Event]:
+def deferred_interrupt(*, alone: bool) -> Iterator[threading.Event]:
     """The first Ctrl-C sets the event instead of raising; the second raises.
 
     Only where Python lets signals be caught (the main thread), and with one process: several would stop at
