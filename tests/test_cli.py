@@ -190,7 +190,7 @@ def test_the_version_is_printed() -> None:
     assert veridical("--version").output.strip() == f"veridical {__version__}"
 
 
-@pytest.mark.parametrize("command", ["compare", "report", "restore", "score", "losses", "probe", "weights"])
+@pytest.mark.parametrize("command", ["compare", "train", "report", "restore", "score", "losses", "probe", "weights"])
 def test_every_command_explains_itself(command: str) -> None:
     result = veridical(command, "--help")
     assert result.exit_code == 0

@@ -8,9 +8,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from tests.photographs import QUICK, quick_recipe, write_photographs
+from tests.test_cli import QUICK as OPTIONS
+from tests.test_cli import veridical
+from veridical.cli import app
 from veridical.comparison import report, sweep
 from veridical.comparison.start import read_start
 from veridical.comparison.sweep import Observer, compare
@@ -198,3 +202,68 @@ def test_a_folder_that_cannot_be_started_from_is_refused(
     with pytest.raises(DataError, match=message):
         compare(_from(own), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---- the commands ----
+
+
+def test_train_leaves_a_folder_that_every_other_command_uses(tmp_path: Path) -> None:
+    data, run = write_photographs(tmp_path / "photos"), tmp_path / "first"
+    result = veridical("train", "--data", data, "--loss", "l1", "--out", run, *OPTIONS)
+    assert result.exit_code == 0, result.output
+    assert "nothing to compare" not in result.output
+    assert f"model: {run / 'l1'}\n" in result.output
+    assert f"--run {run / 'l1'} --out" in result.output
+    assert f"veridical train --init {run / 'l1'} " in result.output
+    sharper = "l1 + 0.01*sharpness-q(variant=singular)"
+    on = ("--steps", 2, "--batch-size", 2, "--crop", 32, "--device", "cpu", "--metrics", "psnr,ssim")
+    start = ("--init", run / "l1", "--lr", 1e-5, "--degradation", "box-blur(size=5)")
+    result = veridical("train", "--data", data, "--loss", sharper, "--out", tmp_path / "second", *start, *on)
+    assert result.exit_code == 0, result.output
+    for word in ("init", "degraded input", "PSNR", "Use "):
+        assert word in result.output
+    (slug,) = (path.parent for path in (tmp_path / "second").glob("*/model.json"))
+    assert json.loads((slug / "model.json").read_text())["init"]["folder"] == str(run / "l1")
+    assert veridical("report", tmp_path / "second").exit_code == 0
+    result = veridical("restore", data, "--run", slug, "--out", tmp_path / "restored", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "restored").glob("*.png"))) == 4
+    losses = ("--losses", "l1,l1 + 0.1*sharpness-q", "--out", tmp_path / "third")
+    result = veridical("compare", "--data", data, "--init", slug, *losses, *start[2:], *on)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "third" / "comparison.json").read_text())["init"]["folder"] == str(slug)
+
+
+def test_train_repeats_itself_from_its_own_recipe(tmp_path: Path) -> None:
+    data, run = write_photographs(tmp_path / "photos"), tmp_path / "run"
+    assert veridical("train", "--data", data, "--loss", "l1", "--out", run, *OPTIONS).exit_code == 0
+    again = veridical("train", run / "recipe.toml", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    one, two = (load_file(folder / "l1" / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no loss was named. Expected --loss"),
+        (("--loss", "l1,l2"), "one loss is trained at a time, but 2 are named: l1, l2"),
+        (("--loss", "l1", "--init", "nowhere"), "nowhere holds no finished model: model.json is missing"),
+    ],
+)
+def test_train_says_what_is_missing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    data = write_photographs(tmp_path / "photos")
+    result = veridical("train", "--data", data, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_that_train_take_the_same_options() -> None:
+    compare_help, train_help = (
+        {param.name for param in typer.main.get_command(app).commands[name].params}  # type: ignore[attr-defined]
+        for name in ("compare", "train")
+    )
+    assert compare_help - train_help == {"losses"}
+    assert train_help - compare_help == {"loss"}
+    assert {"init", "lr", "steps", "data", "settings", "out"} <= train_help

@@ -5,8 +5,10 @@ import errno
 import functools
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -15,6 +17,7 @@ from veridical.core import catalog
 from veridical.core.errors import VeridicalError
 
 if TYPE_CHECKING:
+    from veridical.comparison.report import Run
     from veridical.comparison.tune import Search
     from veridical.losses.reference import Reference
     from veridical.training.recipe import Recipe
@@ -314,11 +317,11 @@ def list_models(name: Annotated[str | None, typer.Argument(help="Show this model
 @_guarded
 def weights_list() -> None:
     """Which pretrained networks are known, and where each lies on this machine."""
-    from veridical.features import weights
+    from veridical.features import mdf, weights
 
     rows = [
         (row.name, row.status, str(row.found or "-"), "\n".join(row.sources) or weights.FILES[row.name].remedy)
-        for row in weights.listing()
+        for row in (*weights.listing(), *mdf.shipped())
     ]
     _print_table("Pretrained networks", ("name", "status", "file", "sources"), rows)
     print("Looked for in $VERIDICAL_WEIGHTS, then in the cache. Get one with: veridical weights fetch NAME")
@@ -353,9 +356,13 @@ def weights_fetch(names: Annotated[list[str] | None, typer.Argument(help="All wh
 def weights_verify(names: Annotated[list[str] | None, typer.Argument(help="All when left out.")] = None) -> None:
     """Read the files that would be used, and compare them with the published hashes. Status 2 when one is broken, or a
     named one is missing."""
-    from veridical.features import weights
+    from veridical.features import mdf, weights
 
-    found = [weights.verify(name) for name in names or weights.FILES]
+    shipped = {f"mdf-{task}": task for task in mdf.TASKS}
+    found = [
+        mdf.verify(shipped[name]) if name in shipped else weights.verify(name)
+        for name in names or (*weights.FILES, *shipped)
+    ]
     rows = [(row.name, row.status, str(row.found or "-"), row.detail) for row in found]
     _print_table("Pretrained networks", ("name", "status", "file", "detail"), rows)
     if any(row.status == "broken" or (row.status == "missing" and names) for row in found):
@@ -486,9 +493,24 @@ def probe_losses(
 # ---- the comparison ----
 
 
-@app.command("compare")
-@_guarded
-def compare_losses(
+@dataclass(frozen=True)
+class _Asked:
+    """What a command that trains was asked for. values: keys of the recipe, None where not given."""
+
+    recipe: Path | None
+    values: dict[str, object]
+    settings: list[str]
+    out: Path | None
+    demo: bool
+
+    def chosen(self, losses: list[str] | None) -> tuple["Recipe", Path]:
+        """The recipe with these losses, and the folder of the run."""
+        values = {**self.values, "losses": losses}
+        recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo)
+        return recipe, _chosen_folder(recipe, self.out)
+
+
+def _training_options(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML). Options win over it.")] = None,
     task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
@@ -501,11 +523,12 @@ def compare_losses(
         tuple[Path, Path] | None,
         typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to evaluate on."),
     ] = None,
-    losses: Annotated[
-        str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
-    ] = None,
     metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
     degradation: Annotated[str | None, typer.Option(help="In place of the task's own: 'box-blur(size=5)'.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the model of one loss of a run, such as runs/x/l1; the model is then that one."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="In place of the task's own: 'unet(levels=3)'.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the model's first layers.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps for each loss.")] = None,
@@ -523,22 +546,19 @@ def compare_losses(
         Path | None, typer.Option(help="The run folder; the same command with the same folder continues.")
     ] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="A comparison of minutes, on photographs that are at hand.")
+        bool, typer.Option("--demo", help="A training of minutes, on photographs that are at hand.")
     ] = False,
-) -> None:
-    """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
-    from veridical.comparison.progress import display
-    from veridical.comparison.sweep import compare
-
+) -> _Asked:
+    """The options of every command that trains."""
     values: dict[str, object] = {
         "task": task,
         "data.train": data,
         "data.evaluate": evaluate,
         "data.pairs": pairs,
         "data.pairs_evaluate": evaluate_pairs,
-        "losses": None if losses is None else _split(losses, "losses"),
         "metrics": None if metrics is None else _split(metrics, "metrics"),
         "degradation": degradation,
+        "init": init,
         "model.name": model,
         "model.width": width,
         "training.steps": steps,
@@ -548,11 +568,74 @@ def compare_losses(
         "training.seed": seed,
         "training.device": device,
     }
-    chosen = _chosen_recipe(recipe, values, settings, demo=demo)
-    folder = _chosen_folder(chosen, out)
+    return _Asked(recipe, values, settings or [], out, demo)
+
+
+def _trains(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of training besides its own; it gets what they say as its first argument."""
+    first, *others = inspect.signature(_training_options).parameters.values()
+    _, *own = inspect.signature(command).parameters.values()
+    parameters = [first, *own, *others]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        asked = _training_options(**{each.name: given.pop(each.name) for each in (first, *others)})
+        command(asked, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+@app.command("compare")
+@_guarded
+@_trains
+def compare_losses(
+    asked: _Asked,
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+    ] = None,
+) -> None:
+    """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
+    from veridical.comparison.progress import display
+    from veridical.comparison.sweep import compare
+
+    recipe, folder = asked.chosen(None if losses is None else _split(losses, "losses"))
     with display() as observer:
-        compare(chosen, folder, observer, leave_out=demo)
+        compare(recipe, folder, observer, leave_out=asked.demo)
     _print_result(folder)
+
+
+@app.command("train")
+@_guarded
+@_trains
+def train_one(
+    asked: _Asked,
+    loss: Annotated[
+        str | None, typer.Option(help="One, such as 'charbonnier + 0.05*edge'. See: veridical losses.")
+    ] = None,
+) -> None:
+    """Train a model on one loss, from random weights or (--init) from another run's; leaves the folder of a comparison
+    of one."""
+    from veridical.comparison.progress import display
+    from veridical.comparison.sweep import compare
+
+    losses = None if loss is None else _split(loss, "losses")
+    if loss is None and asked.recipe is None:
+        raise VeridicalError("no loss was named. Expected --loss, such as --loss l1. See: veridical losses.")
+    recipe, folder = asked.chosen(losses)
+    if len(recipe.losses) != 1:
+        raise VeridicalError(
+            f"one loss is trained at a time, but {len(recipe.losses)} are named: {', '.join(recipe.losses)}. Expected "
+            "--loss with one; to train several and compare them: veridical compare."
+        )
+    with display() as observer:
+        compare(recipe, folder, observer, leave_out=asked.demo)
+    read = _print_result(folder)
+    model = read.folder / read.entry(*recipe.losses).slug
+    print(f"model: {model}")
+    print(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(str(model))} --out FOLDER")
+    print(f"  go on from it with another loss: veridical train --init {shlex.quote(str(model))} --loss LOSS ...")
 
 
 def _chosen_recipe(
@@ -673,7 +756,7 @@ def _toml(value: object) -> str:
     return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
 
 
-def _print_result(run: Path) -> None:
+def _print_result(run: Path) -> "Run":
     """The table, the verdict and where the report is: what a comparison is for."""
     from veridical.comparison import report
 
@@ -683,8 +766,10 @@ def _print_result(run: Path) -> None:
     console.print()
     console.print(report.table(read, bold=console.is_terminal))
     console.print()
-    print(report.verdict(read))
+    if read.analysis.runner_up is not None:
+        print(report.verdict(read))
     print(f"report: {path}")
+    return read
 
 
 # ---- using what a run has made ----
