@@ -108,9 +108,12 @@ class Adapter(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return adapt(maps, self.layers, kind=self.kind, pool=self.pool)
 
-    def save(self, path: Path) -> None:
-        """One .safetensors file that needs no other information."""
-        files.write(path, self.state_dict(), {"format": FORMAT, "settings": json.dumps(self.settings)})
+    def save(self, path: Path, *, learned: Mapping[str, Any] | None = None) -> None:
+        """One .safetensors file that needs no other information. learned: how it was trained, noted beside."""
+        notes = {"format": FORMAT, "settings": json.dumps(self.settings)}
+        if learned is not None:
+            notes["learned"] = json.dumps(learned)
+        files.write(path, self.state_dict(), notes)
 
     @property
     def settings(self) -> dict[str, Any]:
