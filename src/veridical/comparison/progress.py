@@ -128,14 +128,8 @@ def _terms(total: float, terms: Mapping[str, float]) -> str:
     return f"loss {total:.4g} = {signed.removeprefix('+ ')}"
 
 
-@contextlib.contextmanager
-def display() -> Iterator[Lines]:
-    """Bars on a terminal, lines elsewhere."""
-    console = rich.console.Console(highlight=False)
-    if not console.is_terminal:
-        yield Lines()
-        return
-    columns = (
+def _columns() -> tuple[rich.progress.ProgressColumn, ...]:
+    return (
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=24),
         rich.progress.TaskProgressColumn(),
@@ -146,5 +140,73 @@ def display() -> Iterator[Lines]:
             table_column=rich.table.Column(no_wrap=True, overflow="ellipsis", ratio=1),
         ),
     )
-    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+
+
+@contextlib.contextmanager
+def display() -> Iterator[Lines]:
+    """Bars on a terminal, lines elsewhere."""
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    with rich.progress.Progress(*_columns(), console=console, transient=True) as bars:
         yield Bars(bars)
+
+
+class ScaleLines:
+    """What `learn mdf` tells, as plain lines: four for each scale."""
+
+    def __init__(self) -> None:
+        self.of, self.iterations, self.quarter = "", 0, 0
+
+    def note(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
+
+    def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None:
+        self.of = f"scale {scale + 1} of {scales}, {size[0]}x{size[1]} px"
+        self.iterations, self.quarter = iterations, start * 4 // iterations
+        if start:
+            print(f"{self.of}: going on from iteration {start}", flush=True)
+
+    def step(self, iteration: int, gap: float, psnr_db: float) -> None:
+        if iteration * 4 // self.iterations > self.quarter:
+            self.quarter = iteration * 4 // self.iterations
+            print(f"{self.of}: iteration {iteration} of {self.iterations}, {_critic(gap, psnr_db)}", flush=True)
+
+
+class ScaleBars(ScaleLines):
+    """The same on a terminal: a bar of all scales and one of the scale that is being trained."""
+
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        super().__init__()
+        self.bars = bars
+        self.all = bars.add_task("all scales", total=None, said="")
+        self.one = bars.add_task("checking", total=None, said="")
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(rich.text.Text(f"note: {text}", style="yellow"))
+
+    def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None:
+        self.done, self.iterations = scale * iterations, iterations
+        described = f"scale {scale + 1} of {scales}, {size[0]}x{size[1]} px"
+        self.bars.update(self.all, total=scales * iterations, completed=self.done + start)
+        self.bars.reset(self.one, description=described, total=iterations, completed=start)
+
+    def step(self, iteration: int, gap: float, psnr_db: float) -> None:
+        self.bars.update(self.one, completed=iteration, said=_critic(gap, psnr_db))
+        self.bars.update(self.all, completed=self.done + iteration)
+
+
+def _critic(gap: float, psnr_db: float) -> str:
+    return f"critic gap {gap:.3f}, reconstruction {psnr_db:.1f} dB"
+
+
+@contextlib.contextmanager
+def display_scales() -> Iterator[ScaleLines]:
+    """Bars on a terminal, lines elsewhere, for `learn mdf`."""
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        yield ScaleLines()
+        return
+    with rich.progress.Progress(*_columns(), console=console, transient=True) as bars:
+        yield ScaleBars(bars)

@@ -1,0 +1,296 @@
+"""Phase 1 of MDF: the trainer, its file, and that a killed run goes on to equal bits."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+import veridical
+from veridical.core.errors import BadOption, DataError, RecipeError, UnknownName
+from veridical.degradations import TASKS
+from veridical.features.mdf import MDFNetwork, fold
+from veridical.features.weights import notes
+from veridical.training import learn_mdf as module
+from veridical.training.learn_mdf import DEGRADATIONS, QUALITIES, Quality, learn_mdf
+from veridical.training.singan import Generator, discriminator, gradient_penalty
+
+TINY = Quality(
+    iterations=50,
+    critic_steps=1,
+    generator_steps=1,
+    penalty_every=2,
+    windows=2,
+    window_px=16,
+    variants=2,
+    early=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(module, "WIDTH", 4)
+
+
+def seed_image(height: int = 60, width: int = 70) -> tuple[str, torch.Tensor]:
+    rows, columns = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 12, width), indexing="ij")
+    planes = [0.5 + 0.4 * torch.sin(rows * k) * torch.cos(columns + k) for k in (1, 2, 3)]
+    return "waves", torch.stack(planes)
+
+
+def learn(path, **options):
+    options = {"task": "denoise", "quality": TINY, "scales": 2, "device": "cpu", **options}
+    return learn_mdf([seed_image()], path, **options)
+
+
+class Recorder:
+    def __init__(self, stop_at: tuple[int, int] | None = None) -> None:
+        self.notes: list[str] = []
+        self.begun: list[tuple[int, int]] = []
+        self.stop_at = stop_at
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def scale(self, scale, *others):
+        start = others[-1]
+        self.begun.append((scale, start))
+
+    def step(self, iteration, *_):
+        if (self.begun[-1][0], iteration) == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def test_what_it_writes_is_a_loss(tmp_path):
+    learned = learn(tmp_path / "own.safetensors")
+    loss = veridical.loss(f"mdf(weights={learned.path}, discriminators=2)")
+    _, image = seed_image()
+    noisy = image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    assert loss(image[None], image[None]) == 0
+    assert 0 < float(loss((0.5 * image + 0.5 * noisy)[None], image[None])) < float(loss(noisy[None], image[None]))
+
+
+def test_the_file_says_what_it_was_made_of(tmp_path):
+    learned = learn(tmp_path / "own.safetensors", task="mine", degradation_spec="jpeg(quality=(5, 9))", seed=3)
+    found = notes(learned.path, "the file")
+    assert found["format"] == "veridical mdf 1"
+    assert (found["task"], found["degradation"], found["seed"]) == ("mine", "jpeg(quality=(5, 9))", "3")
+    assert found["veridical"] == veridical.__version__
+    assert found["range"] == "-1..1"
+    assert json.loads(found["iterations"]) == [50, 50]
+    assert json.loads(found["scales"]) == [[30, 35], [60, 70]]
+    levels = np.round(seed_image()[1].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    expected = hashlib.sha256(np.ascontiguousarray(levels)).hexdigest()
+    assert json.loads(found["seed_images"]) == [{"name": "waves", "sha256": expected}]
+
+
+def test_the_features_are_those_of_the_discriminators_that_were_trained(tmp_path, monkeypatch):
+    kept = []
+    original = module._Learner._write
+
+    def spy(self, half):
+        kept.append(self)
+        return original(self, half)
+
+    monkeypatch.setattr(module._Learner, "_write", spy)
+    learned = learn(tmp_path / "own.safetensors")
+    image = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    network = MDFNetwork(weights=learned.path, discriminators=2)
+    maps = network(image, network.draw())
+    for k, critic in enumerate(kept[0].critics):
+        with torch.no_grad():
+            torch.testing.assert_close(maps[f"tail_{k}"], critic.eval()(2 * image - 1), rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_close(tmp_path):
+    whole, half = (learn(tmp_path / f"{half}.safetensors", half=half).path for half in (False, True))
+    assert {tensor.dtype for tensor in load_file(half).values()} == {torch.float16}
+    assert {tensor.dtype for tensor in load_file(whole).values()} == {torch.float32}
+    image, other = torch.rand(2, 1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    a, b = (float(veridical.loss(f"mdf(weights={path}, discriminators=2)")(image, other)) for path in (whole, half))
+    assert a == pytest.approx(b, rel=0.01)
+    assert a != b
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    first, again, other = (
+        learn(tmp_path / f"{k}.safetensors", seed=seed).path.read_bytes() for k, seed in enumerate((0, 0, 1))
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("stop_at", [(0, 25), (0, 50), (1, 25)])
+def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    whole = learn(tmp_path / "whole.safetensors")
+    recorder = Recorder((stop_at[0], stop_at[1] + (0 if stop_at[1] == 50 else 25)))
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed.safetensors", watcher=recorder)
+    assert not (tmp_path / "killed.safetensors").exists()
+    recorder = Recorder()
+    resumed = learn(tmp_path / "killed.safetensors", watcher=recorder)
+    assert recorder.begun[0] == (stop_at[0], 25)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert resumed.log.read_bytes() == whole.log.read_bytes()
+    assert not (tmp_path / "killed.learning").exists()
+
+
+def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "own.safetensors", watcher=Recorder((0, 50)))
+    with pytest.raises(RecipeError, match="seed was 0, now 1"):
+        learn(tmp_path / "own.safetensors", seed=1)
+
+
+def test_the_log_and_the_picture(tmp_path):
+    learned = learn(tmp_path / "own.safetensors")
+    lines = learned.log.read_text().splitlines()
+    assert lines[0] == "scale,iteration,gap,reconstruction,penalty,lr"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "25"], ["1", "50"], ["2", "25"], ["2", "50"]]
+    assert lines[1].endswith(",0.0005")
+    assert lines[2].endswith(",5e-05")  # after 80 %
+    with Image.open(learned.picture) as picture:
+        assert picture.size == (2 * 144, 4 * 144)
+
+
+def test_it_learns_to_mend(tmp_path):
+    """The generator ends nearer to the seed image than what it is given; the critic still tells them apart."""
+    quality = replace(TINY, iterations=200)
+    learned = learn(tmp_path / "own.safetensors", quality=quality, degradation_spec="gaussian-noise(sigma_8bit=50)")
+    for scale in learned.scales:
+        assert scale.psnr_db > scale.input_psnr_db + 1
+        assert scale.gap > 0
+
+
+def test_several_seed_images_of_different_sizes(tmp_path):
+    images = [seed_image(), ("other", seed_image(40, 30)[1][:1])]
+    learned = learn_mdf(images, tmp_path / "own.safetensors", task="jpeg", quality=TINY, scales=1, device="cpu")
+    alone = learn_mdf(images[:1], tmp_path / "alone.safetensors", task="jpeg", quality=TINY, scales=1, device="cpu")
+    assert learned.sha256 != alone.sha256
+
+
+@pytest.mark.parametrize("task", [*TASKS])
+def test_every_task_trains(tmp_path, task):
+    quality = replace(TINY, iterations=2)
+    learned = learn(tmp_path / "own.safetensors", task=task, quality=quality)
+    assert all(math.isfinite(scale.gap) for scale in learned.scales)
+
+
+def test_the_paper_quality_sees_the_whole_image_anew(tmp_path):
+    quality = replace(QUALITIES["paper"], iterations=2)
+    learned = learn(tmp_path / "own.safetensors", quality=quality)
+    assert [scale.iterations for scale in learned.scales] == [2, 2]
+
+
+def test_a_scale_that_has_converged_is_left(tmp_path):
+    quality = replace(TINY, iterations=400, early=True)
+    flat = ("grey", torch.full((3, 40, 40), 0.5))
+    learned = learn_mdf(
+        [flat], tmp_path / "own.safetensors", task="super-resolve", quality=quality, scales=1, device="cpu"
+    )
+    full = replace(quality, early=False)
+    whole = learn_mdf([flat], tmp_path / "all.safetensors", task="super-resolve", quality=full, scales=1, device="cpu")
+    assert whole.scales[0].iterations == 400
+    rows = learned.log.read_text().splitlines()[1:]
+    assert learned.scales[0].iterations == int(rows[-1].split(",")[1]) <= 400
+
+
+def test_the_rule_of_convergence():
+    assert module._steady([1.0, 1.2], [1.1, 1.1])
+    assert not module._steady([1.0, 1.0], [1.1, 1.1])
+
+
+def test_a_small_image_is_clamped_and_said(tmp_path):
+    recorder = Recorder()
+    learned = learn(tmp_path / "own.safetensors", scales=4, watcher=recorder, quality=replace(TINY, iterations=2))
+    assert learned.scales[0].size == (25, 29)
+    assert learned.scales[-1].size == (60, 70)
+    assert "clamped to 25 px" in recorder.notes[0]
+    assert "1.34 apart" in recorder.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"task": "denoize"}, UnknownName, "denoise"),
+        ({"quality": "fsat"}, UnknownName, "fast"),
+        ({"scales": 0}, BadOption, "scales"),
+        ({"ratio": 1.0}, BadOption, "ratio"),
+        ({"iterations": 0}, BadOption, "iterations"),
+        ({"degradation_spec": "bicubic-downscale(scale=2)"}, BadOption, "changes the size"),
+        ({"degradation_spec": "jpge"}, UnknownName, "jpeg"),
+    ],
+)
+def test_wrong_options(tmp_path, options, error, match):
+    with pytest.raises(error, match=match):
+        learn(tmp_path / "own.safetensors", **options)
+
+
+def test_wrong_images(tmp_path):
+    for images, match in (
+        ([], "at least one seed image"),
+        ([("small", torch.rand(3, 24, 90))], "small .* at least 25 px"),
+        ([("deep", torch.rand(4, 64, 64))], "1 or 3 channels"),
+    ):
+        with pytest.raises(DataError, match=match):
+            learn_mdf(images, tmp_path / "own.safetensors", task="jpeg")
+    with pytest.raises(BadOption, match=r"\.safetensors"):
+        learn(tmp_path / "own.pth")
+
+
+def test_the_degradations_are_the_papers():
+    assert DEGRADATIONS["denoise"] == "gaussian-noise(sigma_8bit=(0, 55))"
+    assert DEGRADATIONS["jpeg"] == "jpeg(quality=(7, 10))"
+    assert DEGRADATIONS["super-resolve"] is None
+    assert DEGRADATIONS.keys() == TASKS.keys()
+
+
+def test_the_gradient_penalty_of_a_linear_critic():
+    """The score a·x of each pixel has the gradient a everywhere: the penalty is (|a| - 1)²."""
+    weight = torch.tensor([1.0, 2.0, 2.0])
+
+    def critic(image):
+        return (image * weight[:, None, None]).sum(1, keepdim=True)
+
+    real, fake = torch.rand(2, 2, 3, 5, 4)
+    assert float(gradient_penalty(critic, real, fake, torch.rand(2, 1, 1, 1))) == pytest.approx(4.0)
+
+
+def test_the_networks_shapes_and_initial_weights():
+    chance = torch.Generator().manual_seed(0)
+    critic, mender = discriminator(32, chance), Generator(32, chance)
+    image = torch.rand(2, 3, 20, 17)
+    assert critic(image).shape == (2, 1, 10, 7)
+    assert mender(image).shape == (2, 3, 10, 7)
+    weight = critic.body.block2.conv.weight
+    assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(critic.body.block2.norm.weight.detach().mean()) == pytest.approx(1, abs=0.02)
+    # what a generator of zeros returns is the image's middle
+    for parameter in mender.convolutions.tail.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(mender(image), image[:, :, 5:-5, 5:-5])
+    folded = fold({f"0.{key}": value for key, value in critic.state_dict().items()}, "here")
+    assert [tuple(weight.shape[:2]) for weight, _ in folded[0]] == [(32, 3), (32, 32), (32, 32), (32, 32), (1, 32)]
+
+
+def test_windows_know_what_surrounds_them():
+    """The generator of identity gives the degraded window itself, wherever it lies: no zeros come in from its sides."""
+    learner = object.__new__(module._Learner)
+    name, image = seed_image(40, 44)
+    learner.plan = module._plan([(name, image)], "super-resolve", None, TINY, 1, 2.0, None, 0, module._Silent())
+    learner.device, learner.degrade = torch.device("cpu"), None
+    learner.pyramid = [[2 * image - 1]]
+    padded = module._mirrored(2 * image - 1)
+    for seed in range(20):
+        degraded, sharp = learner._batch(0, [[padded]], torch.Generator().manual_seed(seed))
+        assert sharp.shape == (2, 3, 16, 16)
+        torch.testing.assert_close(F.pad(degraded, (-5,) * 4), sharp)
+    assert float((degraded == 0).float().mean()) < 0.01
