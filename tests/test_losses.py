@@ -59,7 +59,7 @@ def loss(request, network_file, clip_folder, adapter_file) -> Loss:
     if key not in BUILT:
         if "adapter" in options:
             options = options | {"adapter": str(adapter_file(options["adapter"]))}
-        needed = LOSSES[name].needs(options)
+        needed = ("mdf-released-jpeg",) if name == "mdf" else LOSSES[name].needs(options)
         weights = {"weights": str(network_file(needed[0]))} if needed else {}
         if name in ("fmlc", "tfmlc") and not needed:
             weights = {"weights": str(clip_folder)}

