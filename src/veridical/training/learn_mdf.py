@@ -382,7 +382,7 @@ class _Learner:
         for earlier in self.generators:
             earlier.eval()
         for net in (critic, mender):
-            net.to(self.device, memory_format=torch.channels_last)
+            net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critics.append(critic)
         self.generators.append(mender)
 
@@ -507,7 +507,8 @@ class _Learner:
         self.inputs = saved.state["inputs"].tolist()
         for scale in range(int(self.rows[-1][0]) + 1):
             blank = torch.Generator()
-            critic, mender = (make(self.plan.widths[scale], blank) for make in (discriminator, Generator))
+            critic = discriminator(self.plan.widths[scale], blank)
+            mender = Generator(self.plan.widths[scale], blank)
             for kind, net in (("critic", critic), ("generator", mender)):
                 prefix = f"{kind}.{scale}."
                 net.load_state_dict(
@@ -523,7 +524,7 @@ class _Learner:
             for k, critic in enumerate(self.critics)
             for key, value in critic.state_dict().items()
         }
-        folded = {}
+        folded: dict[str, Tensor] = {}
         for k, layers in enumerate(format_.fold(tensors, str(self.work))):
             for key, (weight, bias) in zip(format_.KEYS, layers, strict=True):
                 name = f"{k}.{key}" if key == "tail" else f"{k}.{key}.conv"
