@@ -1,0 +1,82 @@
+"""BRISQUE: how far an image's contrasts are from those of natural photographs, as people have judged distorted ones."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from veridical.core.colour import luma
+from veridical.core.image import check_image, no_autocast
+from veridical.core.resize import resize
+from veridical.measures.scene_statistics import asymmetric_mean, asymmetric_shape, gaussian_shape, normalised_contrast
+
+SCALES = 2
+FEATURES = 18 * SCALES
+LEAST_PX = 16
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: along, down and the two diagonals
+
+# The least and the greatest of each feature over the images that the regression was trained on: with these its inputs
+# are -1 and 1. Per scale: shape and variance of the contrasts, then for each neighbour shape, mean, left and right
+# variance of the products. They belong to the authors' MATLAB release and its model; their C++ release has others.
+LEAST = (
+    *(0.338, 0.017204),
+    *(0.236, -0.123884, 0.000155, 0.001122, 0.244, -0.123586, 0.000152, 0.000975),
+    *(0.249, -0.135687, 0.000174, 0.000913, 0.258, -0.143408, 0.000179, 0.000888),
+    *(0.471, 0.012809),
+    *(0.218, -0.094876, 0.000015, 0.001272, 0.222, -0.115772, 0.000016, 0.001374),
+    *(0.227, -0.117188, 0.000030, 0.001122, 0.228, -0.122430, 0.000028, 0.001118),
+)
+GREATEST = (
+    *(10.0, 0.806612),
+    *(1.642, 0.202930, 0.712298, 0.470257, 1.641, 0.179083, 0.710456, 0.470984),
+    *(1.555, 0.100858, 0.684173, 0.534174, 1.561, 0.100486, 0.685696, 0.536508),
+    *(3.264, 0.703171),
+    *(1.046, 0.187459, 0.442057, 0.408030, 1.042, 0.162604, 0.444362, 0.402430),
+    *(0.996, 0.098323, 0.531903, 0.369589, 0.990, 0.098658, 0.530092, 0.370399),
+)
+
+
+def brisque(image: Tensor, regression: Mapping[str, Tensor]) -> Tensor:
+    """How unnatural an image looks by the statistics of its contrasts; lower is better. No reference.
+
+    Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 16 -> (N,), float64. RGB is taken to BT.601 luma and rounded to 8
+            bits, as MATLAB's rgb2gray does.
+    Range:  about 0 (natural) to 100 (distorted); a little below and above happens. NaN for an image without contrast.
+    Args:   regression: the support vectors, as `features.libsvm.read_regression` gives them.
+    Source: Mittal, Moorthy & Bovik 2012, doi:10.1109/TIP.2012.2214050, and its released MATLAB code.
+    """
+    check_image(image, "brisque", min_size=LEAST_PX, channels=(1, 3))
+    if image.device.type == "mps":  # which has no float64
+        image = image.cpu()
+    with no_autocast(image):
+        scaled = scaled_features(brisque_features(image))
+        vectors, coefficients, gamma, rho = (
+            regression[name].to(scaled) for name in ("vectors", "coefficients", "gamma", "rho")
+        )
+        squares = (scaled[:, None] - vectors).square().sum(-1)  # (N, S)
+        return (-gamma * squares).exp() @ coefficients - rho
+
+
+def brisque_features(image: Tensor) -> Tensor:
+    """The 36 statistics: (N, 1 or 3, H, W) in [0, 1] -> (N, 36), float64."""
+    grey = luma(image.double()) * 255
+    if image.shape[1] == 3:
+        grey = grey.round()
+    features: list[Tensor] = []
+    for scale in range(SCALES):
+        if scale:
+            grey = resize(grey, Fraction(1, 2))
+        contrast = normalised_contrast(grey)
+        features += gaussian_shape(contrast.flatten(1))
+        for shift in NEIGHBOURS:
+            products = (contrast * contrast.roll(shift, (-2, -1))).flatten(1)
+            shape, left, right = asymmetric_shape(products)
+            features += [shape, asymmetric_mean(shape, left, right), left.square(), right.square()]
+    return torch.stack(features, dim=1)
+
+
+def scaled_features(features: Tensor) -> Tensor:
+    """Each feature's place between its least and its greatest value, from -1 to 1."""
+    least, greatest = features.new_tensor(LEAST), features.new_tensor(GREATEST)
+    return 2 * (features - least) / (greatest - least) - 1
