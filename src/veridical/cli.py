@@ -578,14 +578,14 @@ def learn_an_adapter(
             base, learn, held, out, settings, weights=weights, task=task or "", watcher=watcher
         )
     rows = [
-        (name, f"{each.same:.1%}", f"{each.across:.1%}")
+        (name, f"{each.same:.1%}", f"{each.across:.1%}", f"{each.ratio:.2f}")
         for name, each in (
             (f"the frozen features of {base.network} {base.tap}", found.frozen),
             ("with the adapter, untrained", found.before),
             (f"with the adapter, after epoch {found.best_epoch} of {found.epochs}", found.after),
         )
     ]
-    columns = ("distance through", "of the same picture", "across pictures")
+    columns = ("distance through", "of the same picture", "across pictures", "strong / weak, median")
     _print_table(f"weak nearer to sharp than strong, of {_count(len(held), 'validation triplet')}", columns, rows)
     print(
         f"{found.parameters} numbers; {found.features_s:.0f} s for the features ({found.features_mb:.0f} MB), "

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ BLOCK = 3
 CHUNK = 8  # triplets that go through the backbone together
 EPS = 1e-6  # F.triplet_margin_loss's
 BETTER = 1e-4  # by how much, relatively, a validation loss must fall to count, as ReduceLROnPlateau
-ROWS = ("epoch", "loss", "validation_loss", "ranking", "across", "lr", "seconds")
+ROWS = ("epoch", "loss", "validation_loss", "same", "across", "ratio", "lr", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +85,13 @@ class Ranking:
 
     Attributes: same: triplets in which weak is nearer to sharp than strong. across: pairs of the weak image of one
                 triplet and the strong one of any, each to its own sharp one: 1 when the distance measures the
-                degradation alone, whatever is in the picture.
+                degradation alone, whatever is in the picture. ratio: the median over triplets of how many times farther
+                strong is than weak.
     """
 
     same: float
     across: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class Kept:
                     images = torch.stack([image for each in chunk for image in each]).to(device)
                     found = features(images, weights)[tap]
                     seen = found.unflatten(0, (-1, 3))  # (triplets, 3, C, h, w)
-                    distances.append((seen[:, 1:] - seen[:, :1]).square().flatten(2).mean(2).cpu())
+                    distances.append((seen[:, 1:] - seen[:, :1]).square().flatten(2).mean(2).sqrt().cpu())
                     if adapter.pool:
                         seen = F.adaptive_avg_pool2d(found, adapter.pool).unflatten(0, (-1, 3))
                 if maps is None:
@@ -335,7 +337,8 @@ def ranking(weak: Tensor, strong: Tensor) -> Ranking:
     """Of the distances (N,) of the weak and of the strong images to their sharp ones. A tie is no success."""
     in_order, _ = strong.sort()
     nearer = len(strong) - torch.searchsorted(in_order, weak.contiguous(), right=True)
-    return Ranking((weak < strong).double().mean().item(), nearer.double().mean().item() / len(strong))
+    ratio = (strong.double() / weak.double().clamp_min(1e-30)).median().item()
+    return Ranking((weak < strong).double().mean().item(), nearer.double().mean().item() / len(strong), ratio)
 
 
 @dataclass(frozen=True)
@@ -412,7 +415,7 @@ def _learn(
         checkpoints.save(folder, Checkpoint(now.epoch, now.seconds, identity, adapter.state_dict(), state))
 
     with deferred_interrupt(alone=True) as interrupt:
-        while now.epoch < settings.epochs and (not now.epoch or now.epoch - now.best_epoch < settings.patience):
+        while now.epoch < settings.epochs and not _converged(now, settings):
             now.epoch += 1
             adapter.train()
             for group in optimizer.param_groups:
@@ -445,15 +448,14 @@ def _learn(
                 if now.waited > settings.plateau:
                     now.lr, now.waited = now.lr * 0.1, 0
             now.seconds = time.perf_counter() - began
-            same, across = found.ranking.same, found.ranking.across
-            rows.append([now.epoch, mean, found.loss, same, across, lr, now.seconds])
+            rows.append([now.epoch, mean, found.loss, *astuple(found.ranking), lr, now.seconds])
             with storage(run / "training.csv", last_good=checkpoints.newest(folder)):
                 atomic_write(run / "training.csv", _csv(rows))
             watcher.doing(
                 "epochs",
                 now.epoch,
                 settings.epochs,
-                f"loss {mean:.4f}, validation {found.loss:.4f}, ranked right {same:.1%} (at first {before.same:.1%})",
+                f"loss {mean:.4f}, validation {found.loss:.4f}, ranked right {found.ranking.same:.1%} (at first {before.same:.1%})",
             )
             if interrupt.is_set() or time.perf_counter() - last_saved >= settings.save_s:
                 save()
@@ -462,6 +464,11 @@ def _learn(
                 watcher.note(f"stopped after epoch {now.epoch}, which is saved.")
                 raise KeyboardInterrupt
     return now
+
+
+def _converged(now: _Progress, settings: Settings) -> bool:
+    """Whether the validation loss falls no more. Below 0 it cannot."""
+    return now.best_loss == 0 or (now.epoch > 0 and now.epoch - now.best_epoch >= settings.patience)
 
 
 def _copied(adapter: Adapter) -> dict[str, Tensor]:
