@@ -8,13 +8,15 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.photographs import QUICK, quick_recipe, write_photographs
 from veridical.comparison import sweep
 from veridical.comparison.sweep import DEMO_LOSSES, Observer, compare, demo_recipe, initial_model
 from veridical.core.errors import DataError, NonFiniteLoss, RecipeError, UnknownName, WeightsMissing
+from veridical.features import mdf
+from veridical.losses import at_task
 from veridical.training.recipe import load_recipe
 
 
@@ -476,3 +478,62 @@ def test_a_loss_that_met_a_full_device_is_tried_again(
     assert "too little memory" in _about(run)["losses"][0]["error"]
     compare(recipe, tmp_path / "run", second)
     assert second.ends == [("l2", "done"), ("l1", "kept")]
+
+
+# ---- losses that were learned for a task ----
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tiny discriminators in the place of those that ship for two tasks."""
+    folder = tmp_path / "mdf_weights"
+    monkeypatch.setattr(mdf, "SHIPPED", folder)
+    folder.mkdir()
+    for seed, task in enumerate(("jpeg", "denoise")):
+        torch.manual_seed(seed)
+        tensors = {"0.tail.weight": torch.randn(1, 4, 3, 3), "0.tail.bias": torch.zeros(1)}
+        for key, inputs in {"head": 3, "body.block1": 4, "body.block2": 4, "body.block3": 4}.items():
+            tensors |= {f"0.{key}.conv.weight": torch.randn(4, inputs, 3, 3), f"0.{key}.conv.bias": torch.zeros(4)}
+        save_file(tensors, folder / f"{task}.safetensors", metadata={"format": mdf.FORMAT, "range": "-1..1"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("mdf", "mdf(task=jpeg)"),
+        ("mdf + 0.01*gan", "mdf(task=jpeg) + 0.01*gan"),
+        ("l1 + auto(ratio=0.1)*mdf(discriminators=3)", "l1 + auto(ratio=0.1)*mdf(task=jpeg, discriminators=3)"),
+        ("mdf(task=denoise)", "mdf(task=denoise)"),
+        ("mdf( task = released-sisr )", "mdf( task = released-sisr )"),
+        ("mdf(weights='a b.safetensors')+0.10*l1", "mdf(weights='a b.safetensors')+0.10*l1"),
+        ("2*mdf + mdf(weights=a.safetensors)", "2*mdf(task=jpeg) + mdf(weights=a.safetensors)"),
+        ("own mdf.py:Mine", "own mdf.py:Mine"),
+        ("0.50*l2", "0.50*l2"),
+    ],
+)
+def test_a_loss_learned_for_each_task_is_that_of_the_recipe(
+    spec: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own mdf.py").touch()
+    assert at_task(spec, "jpeg") == expected
+    assert at_task(expected, "deblur") == expected  # it is on disk, and read again
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_recipe_on_disk_and_the_run_name_the_task(data: Path, tmp_path: Path) -> None:
+    """The degradation is another than that of the task, whose discriminators are taken all the same."""
+    losses = 'losses={own = "mdf", sum = "0.1*mdf + l1", other = "mdf(task=denoise)"}'
+    recipe = quick_recipe(data, "task=jpeg", "training.crop=16", losses)
+    run = compare(recipe, tmp_path / "run")
+    expected = {"own": "mdf(task=jpeg)", "sum": "0.1*mdf(task=jpeg) + l1", "other": "mdf(task=denoise)"}
+    assert load_recipe(run / "recipe.toml").losses == expected
+    assert {each["name"]: each["spec"] for each in _about(run)["losses"]} == expected
+    head = (run / "recipe.toml").read_text().split("task =")[0]
+    assert "weights of mdf-jpeg: sha256" in head
+    assert "weights of mdf-denoise: sha256" in head
+
+    heard = _Heard()
+    for again in (recipe, load_recipe(run / "recipe.toml")):  # both continue it
+        compare(again, run, heard)
+    assert heard.trained == []

@@ -22,7 +22,7 @@ from veridical.core.errors import DataError, RecipeError, VeridicalError, Weight
 from veridical.core.files import atomic_write
 from veridical.degradations import TASKS, degradation
 from veridical.features import weights
-from veridical.losses import Loss, files, loss, needs
+from veridical.losses import Loss, at_task, files, loss, needs
 from veridical.metrics import Metric
 from veridical.metrics import needs as metric_needs
 from veridical.models import MODELS
@@ -107,6 +107,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     settings = recipe.training
     device = choose_device(settings.device, count=settings.devices)
     task = catalog.lookup(TASKS, recipe.task, "task")
+    recipe = for_its_task(recipe)
     damage = degradation(recipe.degradation or task.degradation)
     start = None if recipe.init is None else read_start(recipe.init)
     if start is not None:
@@ -166,6 +167,12 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         notes=notes,
         start=start,
     )
+
+
+def for_its_task(recipe: Recipe) -> Recipe:
+    """The recipe whose losses say for which task they were learned, where they left that to the recipe."""
+    losses = {name: at_task(spec, recipe.task) for name, spec in recipe.losses.items()}
+    return recipe if losses == recipe.losses else recipe.model_copy(update={"losses": losses})
 
 
 def _provenance(contenders: Sequence[Contender], start: Start | None) -> str:

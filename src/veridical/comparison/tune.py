@@ -32,7 +32,7 @@ from veridical.comparison import charts
 from veridical.comparison.evaluate import Row
 from veridical.comparison.folder import choose_folder, read_json, write_json
 from veridical.comparison.observer import Observer
-from veridical.comparison.plan import Contender, Plan, prepare
+from veridical.comparison.plan import Contender, Plan, for_its_task, prepare
 from veridical.comparison.results import input_rows, load_result, write_state
 from veridical.comparison.statistics import INPUT, SCHEMA, Column, Score, aggregate, arrange, score_form
 from veridical.comparison.sweep import run_one
@@ -129,6 +129,7 @@ def tune(
             f"a search takes one loss, a sum such as 'l1 + 0.01*lpips'; got {len(recipe.losses)}: "
             f"{', '.join(recipe.losses)}."
         )
+    recipe = for_its_task(recipe)
     (spec,) = recipe.losses.values()
     searched = _searched(spec, span)
     folder = choose_folder(recipe, out)

@@ -39,6 +39,7 @@ class LossEntry:
     Attributes: build: keyword options -> Loss; its docstring describes the loss (see reference.py).
                 optimises: the metrics that it optimises directly. needs: options -> names of pretrained weights.
                 extra: what to install for it, such as "clip". kernel: -> which code computes it on this machine.
+                by_task: has an option `task`, which in a recipe is that of the recipe; see `at_task`.
     """
 
     build: Callable[..., Loss]
@@ -46,6 +47,7 @@ class LossEntry:
     needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
     extra: str = ""
     kernel: Callable[[], str] = lambda: "PyTorch"
+    by_task: bool = False
 
     @property
     def summary(self) -> str:
@@ -69,7 +71,7 @@ LOSSES: dict[str, LossEntry] = {
     "dists": LossEntry(dists, optimises=("dists",), needs=dists_needs, kernel=kernel),
     "style": LossEntry(style, needs=network_needs("vgg16"), kernel=kernel),
     "pdl": LossEntry(pdl, needs=network_needs("vgg16"), kernel=lambda: f"{kernel()}; on a CPU NumPy sorts"),
-    "mdf": LossEntry(mdf, needs=mdf_needs, kernel=kernel),
+    "mdf": LossEntry(mdf, needs=mdf_needs, kernel=kernel, by_task=True),
     "fmlc": LossEntry(fmlc, extra="clip"),
     "tfmlc": LossEntry(tfmlc, needs=tfmlc_needs),
     "contextual": LossEntry(contextual, needs=network_needs("vgg16"), kernel=kernel),
@@ -126,6 +128,25 @@ def needs(spec: str) -> tuple[str, ...]:
         for name in lookup(LOSSES, term.name, "loss").needs(term.options)
     }
     return tuple(names)
+
+
+def at_task(spec: str, task: str) -> str:
+    """The spec for a recipe of this task: what is learned for each task is that for this one, unless the spec names
+    another task or a file. A spec that says all of it comes back as it is.
+
+    >>> at_task("l1 + 0.01*mdf", "jpeg")
+    'l1 + 0.01*mdf(task=jpeg)'
+    """
+    terms = _terms(spec, {})
+    told = [_at_task(term, task) for term in terms]
+    return spec if told == terms else " + ".join(map(str, told))
+
+
+def _at_task(term: Term, task: str) -> Term:
+    known = not _is_file(term.name) and term.name in LOSSES and LOSSES[term.name].by_task
+    if not known or "task" in term.options or term.options.get("weights"):
+        return term
+    return Term(term.name, term.weight, {"task": task, **term.options})
 
 
 def files(spec: str) -> tuple[Path, ...]:
@@ -222,6 +243,7 @@ __all__ = [
     "LossEntry",
     "Prepared",
     "WeightedSum",
+    "at_task",
     "files",
     "loss",
     "needs",
