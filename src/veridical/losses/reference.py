@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
     "learned": Family(
         "Features trained for restoration",
         ("mdf", "fmlc", "tfmlc"),
-        ("mdf", "mdf(task=jpeg)", "fmlc"),  # no adapter for tfmlc is at hand
+        ("mdf(task=released-sisr)", "mdf(task=released-jpeg)", "fmlc"),  # no adapter for tfmlc is at hand
     ),
     "stochastic": Family("Features of random networks", tuple(SPL)),
     "adversarial": Family(
