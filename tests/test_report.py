@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from veridical.comparison import charts, pictures
-from veridical.comparison.report import read_run, table, verdict, write_report
+from veridical.comparison.report import markdown, read_run, table, verdict, write_report
 from veridical.core.errors import DataError
 
 METRICS = {
@@ -212,6 +212,24 @@ def test_one_loss_is_nothing_to_choose_between(tmp_path):
     run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "pdl")})
     report(run)
     assert verdict(read_run(run)).startswith("pdl is the only loss with a result")
+
+
+def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):
+    names = [f"kodak/{k}" for k in range(5)] + [f"set5/{k}" for k in range(5)]
+    make_run(tmp_path / "run", names=names)
+    run = read_run(tmp_path / "run", only="kodak/")
+    assert list(run.analysis.values.images) == names[:5]
+    lines = markdown(run).splitlines()
+    assert lines[0].startswith("| loss | score | PSNR dB ↑ | ")
+    assert [line.split("|")[1].strip() for line in lines[2:]][0] == "degraded input"
+    rows = pl.read_parquet(tmp_path / "run" / "rows.parquet")
+    wanted = pl.col("image").str.starts_with("kodak/") & (pl.col("loss") == "pdl") & (pl.col("metric") == "lpips")
+    values = rows.filter(wanted)["value"].to_numpy()
+    mean, half = values.mean(), 2.776445 * values.std(ddof=1) / np.sqrt(5)  # t of 4 degrees of freedom, 97.5 %
+    cell = next(line for line in lines if line.startswith("| pdl |")).split("|")[6].strip()
+    assert cell == f"**{mean:.3f}** ({mean - half:.3f} to {mean + half:.3f})"
+    with pytest.raises(DataError, match="no images whose names begin with 'kodac/'; it has kodak/0"):
+        read_run(tmp_path / "run", only="kodac/")
 
 
 def test_table_starts_with_the_input_and_falls_by_score(tmp_path):

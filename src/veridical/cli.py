@@ -959,6 +959,17 @@ def learn_mdf_loss(
     print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
 
 
+@learn_app.command("show")
+@_guarded
+def learn_show(
+    file: Annotated[str, typer.Argument(help="A file that was learned, or a task whose discriminators ship: jpeg.")],
+) -> None:
+    """What a learned file says of itself: discriminators for mdf, or an adapter for tfmlc."""
+    from veridical.features.learned import learned_notes
+
+    _print_table("Learned", ("what", ""), list(learned_notes(file).items()))
+
+
 # ---- using what a run has made ----
 
 
@@ -966,9 +977,24 @@ def learn_mdf_loss(
 @_guarded
 def rebuild_report(
     run: Annotated[Path, typer.Argument(help="The folder of a comparison, such as runs/x.")],
+    only: Annotated[
+        str, typer.Option(help="Print the table of the images whose names begin so: 'kodak24/'. No page is written.")
+    ] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown, with intervals. No page is written.")
+    ] = False,
 ) -> None:
     """Build report.html of a run again, from its files alone, and print its table."""
-    _print_result(run)
+    from veridical.comparison import report
+
+    if markdown:
+        print(report.markdown(report.read_run(run, only=only)), end="")
+    elif only:
+        read = report.read_run(run, only=only)
+        _console().print(report.table(read, bold=_console().is_terminal))
+        print(report.verdict(read))
+    else:
+        _print_result(run)
 
 
 @app.command("restore")

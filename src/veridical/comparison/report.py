@@ -116,9 +116,33 @@ def _cell(cell: dict[str, Any], bold: bool) -> str:
     return f"[bold]{text}[/bold]" if bold else f"*{text}"
 
 
-def read_run(run: Path) -> Run:
+def markdown(run: Run) -> str:
+    """Losses × metrics as a table of Markdown: each mean with its 95 % interval over the images, the best in bold, and
+    an ≈ where the best is not significantly better (paired t-test over images, Holm-corrected)."""
+    analysis = run.analysis
+    lines = [
+        f"| loss | score | {' | '.join(_heading(summary.column) for summary in analysis.metrics)} |",
+        f"|---|---|{'---|' * len(analysis.metrics)}",
+    ]
+    for row in _rows(run):
+        name = row["name"] if row["entry"] else INPUT
+        cells = []
+        for summary in analysis.metrics:
+            mean = summary.means[name]
+            decimals = _decimals(summary.column, [each.value for each in summary.means.values()])
+            text = f"{mean.value:.{decimals}f}"
+            text = f"**{text}**" if name == summary.best else f"{text} ≈" if name in summary.tied else text
+            if mean.low is not None and mean.high is not None:
+                text += f" ({mean.low:.{decimals}f} to {mean.high:.{decimals}f})"
+            cells.append(text)
+        lines.append(f"| {row['name']} | {row['score']['text']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_run(run: Path, *, only: str = "") -> Run:
     """Read and analyse a run folder.
 
+    Args:   only: begins the names of the images that count, such as the folder of one test set: "kodak24/".
     Errors: DataError when the folder is not a run, a file is missing or unreadable, or it holds no values.
     """
     if not run.is_dir():
@@ -126,6 +150,12 @@ def read_run(run: Path) -> Run:
     about = _json(run / "comparison.json")
     recipe = _text(run / "recipe.toml")
     rows = _read_rows(run)
+    if only:
+        kept = rows.filter(pl.col("image").str.starts_with(only))
+        if kept.is_empty():
+            some = ", ".join(rows["image"].unique(maintain_order=True).head(3))
+            raise DataError(f"the run {run} has no images whose names begin with {only!r}; it has {some}, ...")
+        rows = kept
     columns = [_column(entry, rows) for entry in about["metrics"]]
     entries, failed = [], []
     present = set(rows["loss"].to_list())
@@ -146,9 +176,9 @@ def read_run(run: Path) -> Run:
             f"the run {run} has no values to compare. Expected rows with at least one loss of comparison.json and "
             f"a finite value for each of its metrics on one image. {why}".rstrip()
         )
-    kept = tuple(e for e in entries if e.name in values.losses)
-    failed += [(e.name, "no image has a finite value for every metric") for e in entries if e not in kept]
-    return Run(run, about, recipe, kept, tuple(failed), analyse(values))
+    valued = tuple(e for e in entries if e.name in values.losses)
+    failed += [(e.name, "no image has a finite value for every metric") for e in entries if e not in valued]
+    return Run(run, about, recipe, valued, tuple(failed), analyse(values))
 
 
 def _text(path: Path) -> str:
