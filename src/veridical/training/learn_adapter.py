@@ -455,7 +455,8 @@ def _learn(
                 "epochs",
                 now.epoch,
                 settings.epochs,
-                f"loss {mean:.4f}, validation {found.loss:.4f}, ranked right {found.ranking.same:.1%} (at first {before.same:.1%})",
+                f"loss {mean:.4f}, validation {found.loss:.4f}, ranked right {found.ranking.same:.1%} "
+                f"(at first {before.same:.1%})",
             )
             if interrupt.is_set() or time.perf_counter() - last_saved >= settings.save_s:
                 save()

@@ -184,11 +184,11 @@ def motion_of(clip: Clip, *, progress: Callable[[int, int], None] | None = None)
                 detected = len(points)
             tracked = len(points)
             shift, points = _follow(cv2, before, grey, points)
-            shifts.append(shift)
             change = float(np.abs(grey.astype(np.int16) - before).mean())
             if len(points) < CUT_TRACKS * max(tracked, 1) and change > CUT_LEVELS:
                 cuts.add(number - 1)
-                points = points[:0]
+                shift, points = 0.0, points[:0]
+            shifts.append(shift)
         before = grey
         if progress:
             progress(number + 1, max(total, number + 1))
