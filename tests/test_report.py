@@ -221,7 +221,7 @@ def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):
     assert list(run.analysis.values.images) == names[:5]
     lines = markdown(run).splitlines()
     assert lines[0].startswith("| loss | score | PSNR dB ↑ | ")
-    assert [line.split("|")[1].strip() for line in lines[2:]][0] == "degraded input"
+    assert lines[2].startswith("| degraded input | ")
     rows = pl.read_parquet(tmp_path / "run" / "rows.parquet")
     wanted = pl.col("image").str.starts_with("kodak/") & (pl.col("loss") == "pdl") & (pl.col("metric") == "lpips")
     values = rows.filter(wanted)["value"].to_numpy()
