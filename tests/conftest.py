@@ -69,3 +69,20 @@ def adapter_file(tmp_path_factory, network_file, clip_folder):
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def regression_file(tmp_path_factory) -> Path:
+    """A made-up file of the kind of BRISQUE's: 12 support vectors of 36 numbers, as libsvm writes them."""
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.rand(12, 36, generator=generator) * 2 - 1
+    vectors[0, 4] = vectors[5, 0] = 0  # libsvm leaves these out
+    head = "svm_type epsilon_svr\nkernel_type rbf\ngamma 0.05\nnr_class 2\ntotal_sv 12\nrho -30.5\nprobA 5.7\nSV\n"
+    lines = [
+        f"{1024 if row % 2 else -1024.5} "
+        + "".join(f"{k}:{value:g} " for k, value in enumerate(vector.tolist(), start=1) if value)
+        for row, vector in enumerate(vectors)
+    ]
+    path = tmp_path_factory.mktemp("regressions") / "made-up"
+    path.write_text(head + "\n".join(lines) + "\n")
+    return path

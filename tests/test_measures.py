@@ -216,9 +216,10 @@ def test_y_channel_and_border_are_applied_as_papers_do(pair):
     assert veridical.metric("psnr", channel="y", border=4).name == "psnr(channel=y, border=4)"
 
 
-def test_metrics_state_what_they_are(network_file):
+def test_metrics_state_what_they_are(network_file, regression_file):
+    weights = {"lpips": network_file("alexnet"), "brisque": regression_file}
     for name, entry in veridical.METRICS.items():
-        options = {"weights": str(network_file("alexnet"))} if name == "lpips" else {}
+        options = {"weights": str(weights[name])} if name in weights else {}
         metric = veridical.metric(name, **options)
         image = torch.rand(3, 3, metric.min_size, metric.min_size)
         values = metric(image, image)
@@ -226,7 +227,7 @@ def test_metrics_state_what_they_are(network_file):
         assert values.dtype == torch.float32
         assert not values.requires_grad
         assert entry.summary
-        assert metric.higher_is_better == (name not in ("lpips", "dists"))
+        assert metric.higher_is_better == (name not in ("lpips", "dists", "brisque"))
 
 
 def test_better_images_score_better(pair, network_file):

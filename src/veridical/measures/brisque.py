@@ -14,6 +14,7 @@ from veridical.measures.scene_statistics import asymmetric_mean, asymmetric_shap
 SCALES = 2
 FEATURES = 18 * SCALES
 LEAST_PX = 16
+HALF = 1e-4  # of a level: half of one rounds up, though in float32 it comes out a little less
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: along, down and the two diagonals
 
 # The least and the greatest of each feature over the images that the regression was trained on: with these its inputs
@@ -62,7 +63,7 @@ def brisque_features(image: Tensor) -> Tensor:
     """The 36 statistics: (N, 1 or 3, H, W) in [0, 1] -> (N, 36), float64."""
     grey = luma(image.double()) * 255
     if image.shape[1] == 3:
-        grey = grey.round()
+        grey = (grey + 0.5 + HALF).floor()
     features: list[Tensor] = []
     for scale in range(SCALES):
         if scale:

@@ -13,7 +13,9 @@ from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
 from veridical.distances import FeatureDistance, dists_distance, dists_needs, lpips_distance, lpips_needs
-from veridical.measures import ms_ssim, psnr, sharpness_q, ssim
+from veridical.features import weights as files
+from veridical.measures import brisque, ms_ssim, psnr, sharpness_q, ssim
+from veridical.measures.brisque import LEAST_PX
 from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
 
@@ -85,6 +87,15 @@ def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
     return _NoReference(partial(sharpness_q, variant=variant), PATCH)
 
 
+def _brisque(*, weights: str | None = None) -> nn.Module:
+    """Unnaturalness of the image alone, by statistics of its contrasts; no reference. Mittal et al. 2012."""
+    return _NoReference(partial(brisque, regression=files.load("brisque", path=weights).tensors), LEAST_PX)
+
+
+def _brisque_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return () if options.get("weights") else ("brisque",)
+
+
 @dataclass(frozen=True)
 class MetricEntry:
     """One line of the table.
@@ -114,6 +125,14 @@ METRICS: dict[str, MetricEntry] = {
     "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
     "dists": MetricEntry(_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
     "sharpness-q": MetricEntry(_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False),
+    "brisque": MetricEntry(
+        _brisque,
+        "BRISQUE",
+        higher_is_better=False,
+        range="about 0 to 100",
+        reference=False,
+        needs=_brisque_needs,
+    ),
 }
 
 
