@@ -33,7 +33,7 @@ FORMAT = "veridical mdf 1"
 MOST = 8
 """Of a file's discriminators, unless more are asked for: the paper's K, and what the released code looks through."""
 
-JSON_NOTES = ("seed_images", "iterations", "scales", "quality", "seed")
+JSON_NOTES = ("seed_images", "scales", "widths", "iterations", "settings", "seed")
 WHAT, OURS = "the discriminators of mdf", "veridical itself"  # in messages
 
 SLOPE = 0.2
@@ -94,9 +94,9 @@ def read(task: str = TASKS[0], path: str | Path | None = None) -> Discriminators
 def mdf_notes(source: str | Path) -> dict[str, Any]:
     """What the file of a task, or a file by its path, says of itself, without reading its tensors.
 
-    One that `veridical learn mdf` made says: format, veridical (its version), task, degradation, range; and, read from
-    their JSON, seed, seed_images ([{"name", "sha256"}]), quality, and the iterations and scales ([h, w]) of each
-    discriminator, coarsest first. The authors' converted ones say range and source.
+    One that `veridical learn mdf` made says: format, veridical (its version), task, degradation, range, quality; and,
+    read from their JSON, seed, settings, seed_images ([{"name", "sha256"}]), and of each discriminator, coarsest first,
+    scales ([h, w]), widths and iterations. The authors' converted ones say range and source.
 
     Errors: WeightsMissing when there is no file, it is broken, or of another format.
     """
