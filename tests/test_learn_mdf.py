@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,3 +295,49 @@ def test_windows_know_what_surrounds_them():
         assert sharp.shape == (2, 3, 16, 16)
         torch.testing.assert_close(F.pad(degraded, (-5,) * 4), sharp)
     assert float((degraded == 0).float().mean()) < 0.01
+
+
+def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
+    """A learner with its pyramid, untrained; generators that change nothing."""
+    monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
+    name, image = seed_image()
+    plan = module._plan([(name, image)], "super-resolve", None, TINY, scales, 1.5, None, 0, module._Silent())
+    return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module._Silent())
+
+
+def test_a_scale_begins_where_the_one_before_ended_if_it_is_as_wide(monkeypatch):
+    learner = learner_of(monkeypatch, 3, width_doubles=2)
+    for scale in range(3):
+        learner._add_scale(scale)
+    assert learner.plan.widths == (4, 4, 8)
+    first, second, third = (critic.state_dict() for critic in learner.critics)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert third["head.conv.weight"].shape[0] == 8
+    assert [generator.training for generator in learner.generators] == [False, False, True]
+
+
+def test_a_scale_is_given_what_the_one_before_made_enlarged(monkeypatch):
+    learner = learner_of(monkeypatch, 2)
+    for scale in range(2):
+        learner._add_scale(scale)
+    for parameter in learner.generators[0].convolutions.tail.parameters():
+        parameter.data.zero_()  # a generator of zeros returns its input
+    coarse, fine = learner.pyramid[0]
+    inputs = learner._inputs(1)
+    expected = F.interpolate(coarse[None], fine.shape[1:], mode="bicubic", align_corners=False)[0]
+    assert [len(variants) for variants in inputs] == [TINY.variants]
+    torch.testing.assert_close(F.pad(inputs[0][0], (-module.BORDER,) * 4), expected)
+    assert learner._inputs(0)[0][0].shape[1:] == tuple(side + 2 * module.BORDER for side in coarse.shape[1:])
+
+
+def test_the_pyramid_is_lanczos(monkeypatch):
+    """Against Pillow's own resizing of an 8-bit image: within the rounding of both."""
+    learner = learner_of(monkeypatch, 2)
+    _, image = seed_image()
+    levels = Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
+    coarse = learner.pyramid[0][0]
+    resized = np.asarray(levels.resize((coarse.shape[2], coarse.shape[1]), Image.Resampling.LANCZOS))
+    torch.testing.assert_close(
+        (coarse + 1) / 2, torch.from_numpy(resized.copy()).permute(2, 0, 1) / 255, atol=2e-2, rtol=0
+    )
+    assert torch.equal(learner.pyramid[0][1], 2 * image - 1)
