@@ -310,6 +310,8 @@ def _windows(
 
 
 def _is_video(path: Path, frames: bool) -> bool:
+    if not path.exists():
+        raise DataError(f"there is no {path}. Expected a folder of photographs, a video, or a folder of videos.")
     if frames or not path.is_dir():
         return True
     suffixes = {each.suffix.lower() for each in path.rglob("*") if not each.name.startswith(".")}
