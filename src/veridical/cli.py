@@ -959,6 +959,29 @@ def learn_mdf_loss(
     print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
 
 
+@learn_app.command("seed")
+@_guarded
+def learn_seed(
+    kind: Annotated[str, typer.Option(help="pink-noise, contrast-rings or pyramid-permutation.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The image: seed.png.")],
+    image: Annotated[
+        str | None, typer.Option(help="What is permuted: a photograph, or one of the demo's by name: china.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in px; 512 when left out, and of a permuted photograph its own shape.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the permutation.")] = 0,
+) -> None:
+    """Make an image to learn mdf from, in place of a photograph: those of the paper's figure 7."""
+    from veridical.core.files import write_image
+    from veridical.training.seeds import made_image, seed_image
+
+    photograph = seed_image(image)[1] if image is not None else None
+    made = made_image(kind, size=size, seed=seed, photograph=photograph)
+    write_image(out, made)
+    print(f"{made.shape[2]}x{made.shape[1]} px of {kind}: {out}")
+
+
 @learn_app.command("show")
 @_guarded
 def learn_show(
