@@ -18,6 +18,7 @@ from veridical.cli import app
 from veridical.core.errors import BadOption, WeightsMissing
 from veridical.degradations import TASKS
 from veridical.features import mdf, weights
+from veridical.features.learned import learned_notes
 from veridical.features.mdf import FORMAT, LAYERS, RELEASED, SHIPPED, MDFNetwork, mdf_notes
 from veridical.features.mdf_convert import convert
 
@@ -385,6 +386,7 @@ def test_show_says_of_a_learned_file_what_it_is(shipped, adapter_file, tmp_path,
         for expected in ("jpeg(quality=(7, 10))", "name astronaut, sha256 ab", "12x16, 24x32", "3000, 20", "4, 6"):
             assert expected in said
         assert MDFNetwork("jpeg").sha256 in said
+    assert list(learned_notes("jpeg"))[:4] == ["file", "format", "task", "degradation"]
     said = runner.invoke(app, ["learn", "show", str(adapter_file("vgg16"))]).output
     for expected in ("veridical adapter 1", "network vgg16", "relu1_2", "token-wise"):
         assert expected in said

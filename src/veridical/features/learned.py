@@ -11,6 +11,19 @@ from veridical.features import mdf
 from veridical.features import weights as files
 from veridical.features.adapter import settings_of
 
+ORDER = (
+    "format",
+    "task",
+    "degradation",
+    "range",
+    "seed_images",
+    "quality",
+    "settings",
+    "scales",
+    "iterations",
+    "widths",
+)
+
 
 def learned_notes(source: str | Path) -> dict[str, str]:
     """What is known of a file, in words: of discriminators by their task, such as "jpeg", or of either by its path.
@@ -31,12 +44,12 @@ def learned_notes(source: str | Path) -> dict[str, str]:
             return {"file": str(source), "format": notes["format"], **{key: _words(each) for key, each in said.items()}}
     found = mdf.read(str(source)) if by_task else mdf.read(path=source)
     widths = [len(bias) for (_, bias), *_ in found.layers]
+    known: dict[str, Any] = {"format": "the authors' own, converted", **mdf.mdf_notes(source), "widths": widths}
+    ordered = dict.fromkeys((*(key for key in ORDER if key in known), *sorted(known)))  # the file has them in none
     return {
         "file": found.origin,
-        "format": "the authors' own, converted",
-        **{key: _words(each) for key, each in mdf.mdf_notes(source).items()},
-        "widths": _words(widths),
-        "sha256": found.sha256,
+        **{key: _words(known[key]) for key in ordered if key != "sha256"},
+        "sha256 of the contents": found.sha256,
     }
 
 
