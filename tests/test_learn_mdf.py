@@ -139,8 +139,8 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, stop_at):
     resumed = learn(tmp_path / "killed.safetensors", watcher=recorder)
     assert recorder.begun[0] == (stop_at[0], 25)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
-    assert resumed.log.read_bytes() == whole.log.read_bytes()
-    assert not (tmp_path / "killed.learning").exists()
+    assert (resumed.run / "training.csv").read_bytes() == (whole.run / "training.csv").read_bytes()
+    assert not (tmp_path / "killed.run" / "checkpoints").exists()
 
 
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
@@ -153,12 +153,12 @@ def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, monkeypat
 
 def test_the_log_and_the_picture(tmp_path):
     learned = learn(tmp_path / "own.safetensors")
-    lines = learned.log.read_text().splitlines()
+    lines = (learned.run / "training.csv").read_text().splitlines()
     assert lines[0] == "scale,iteration,gap,reconstruction,penalty,lr"
     assert [line.split(",")[:2] for line in lines[1:]] == [["1", "25"], ["1", "50"], ["2", "25"], ["2", "50"]]
     assert lines[1].endswith(",0.0005")
     assert lines[2].endswith(",5e-05")  # after 80 %
-    with Image.open(learned.picture) as picture:
+    with Image.open(learned.run / "scales.png") as picture:
         assert picture.size == (2 * 144, 4 * 144)
 
 
@@ -200,7 +200,7 @@ def test_a_scale_that_has_converged_is_left(tmp_path):
     full = replace(quality, early=False)
     whole = learn_mdf([flat], tmp_path / "all.safetensors", task="super-resolve", quality=full, scales=1, device="cpu")
     assert whole.scales[0].iterations == 400
-    rows = learned.log.read_text().splitlines()[1:]
+    rows = (learned.run / "training.csv").read_text().splitlines()[1:]
     assert learned.scales[0].iterations == int(rows[-1].split(",")[1]) <= 400
 
 

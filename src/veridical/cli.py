@@ -919,11 +919,12 @@ def learn_mdf_loss(
 ) -> None:
     """Train MDF's discriminators for a degradation, from one photograph; the loss `mdf` takes the file."""
     from veridical.comparison.progress import display_scales
+    from veridical.training.learn_adapter import run_folder
     from veridical.training.learn_mdf import learn_mdf
     from veridical.training.seeds import seed_image
 
     seeds = [seed_image(image) for image in images]
-    _safe.where = out.with_suffix(".learning")
+    _safe.where = run_folder(out)
     with display_scales() as watcher:
         learned = learn_mdf(
             seeds,
@@ -953,8 +954,7 @@ def learn_mdf_loss(
     ]
     columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "reconstruction dB")
     _print_table(f"{task}, {learned.seconds:.0f} s", columns, rows)
-    print(f"log: {learned.log}")
-    print(f"what each scale saw: {learned.picture}")
+    print(f"log, and what each scale saw: {learned.run}")
     print(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")
     print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
 

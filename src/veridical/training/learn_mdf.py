@@ -43,6 +43,7 @@ from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import generator_for
 from veridical.training.device import choose_device
+from veridical.training.learn_adapter import check_out, run_folder
 from veridical.training.singan import REACH, Convolutions, Generator, discriminator, gradient_penalty
 
 # What the paper adds at each scale; tasks that it does not know take their own degradation. None: nothing is added, and
@@ -154,11 +155,10 @@ class ScaleResult:
 
 @dataclass(frozen=True)
 class Learned:
-    """path: the discriminators. log: every logged iteration (CSV). picture: what each scale was shown (PNG)."""
+    """path: the discriminators. run: the folder of training.csv, the log, and scales.png, what each scale was shown."""
 
     path: Path
-    log: Path
-    picture: Path
+    run: Path
     scales: list[ScaleResult]
     seconds: float
     sha256: str
@@ -181,8 +181,8 @@ def learn_mdf(
 ) -> Learned:
     """Train MDF's discriminators on seed images, and write them as a file that the loss `mdf` takes.
 
-    Beside `to`: NAME.csv, the log; NAME.png, a picture; and until it is finished NAME.learning/, from which a killed
-    call goes on when it is made again.
+    Beside `to` stands the folder NAME.run, with training.csv, scales.png and, until it is finished, checkpoints, from
+    which a killed call goes on when it is made again.
 
     Args:   images: name, (1 or 3, H, W) in [0, 1] of each seed image. One is enough; of several, each window comes
             from one that is drawn.
@@ -196,9 +196,8 @@ def learn_mdf(
             call, StorageError, NonFiniteLoss.
     """
     watcher = watcher or _Silent()
+    check_out(to)
     plan = _plan(images, task, degradation_spec, quality, scales, ratio, iterations, seed, watcher)
-    if to.suffix != ".safetensors":
-        raise BadOption(f"the file to write must end in .safetensors; got {to}.")
     learner = _Learner(plan, images, to, choose_device(device), watcher)
     with torch.random.fork_rng([]):
         return learner.run(half=half)
@@ -279,8 +278,8 @@ class _Learner:
         self, plan: Plan, images: Sequence[tuple[str, Tensor]], to: Path, device: torch.device, watcher: Watcher
     ) -> None:
         self.plan, self.to, self.device, self.watcher = plan, to, device, watcher
-        self.work = to.with_suffix(".learning")
-        self.log = to.with_suffix(".csv")
+        self.run_folder = run_folder(to)
+        self.work = self.run_folder / "checkpoints"
         self.degrade = None if plan.degradation is None else degradation(plan.degradation)
         # pyramid[i][k]: image i at scale k, in [-1, 1]
         self.pyramid = [
@@ -305,11 +304,11 @@ class _Learner:
                 scale, start if resumed else 0, resumed, lambda: seconds_before + time.perf_counter() - began
             )
         seconds = seconds_before + time.perf_counter() - began
+        self._draw_picture(self.run_folder / "scales.png")
+        self._log()
         sha256 = self._write(half)
-        picture = self.to.with_suffix(".png")
-        self._draw_picture(picture)
         shutil.rmtree(self.work, ignore_errors=True)
-        return Learned(self.to, self.log, picture, self._results(), seconds, sha256)
+        return Learned(self.to, self.run_folder, self._results(), seconds, sha256)
 
     def _learn_scale(self, scale: int, start: int, saved: Checkpoint | None, seconds: Callable[[], float]) -> None:
         plan, quality = self.plan, self.plan.quality
@@ -493,8 +492,7 @@ class _Learner:
         for name, optimizer in zip(("critic", "generator"), optimizers, strict=True):
             state |= {f"{name}.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
         checkpoints.save(self.work, Checkpoint(len(self.rows), seconds, self.plan.fingerprint(), model, state))
-        with storage(self.log, last_good=checkpoints.newest(self.work)):
-            atomic_write(self.log, self._csv().encode())
+        self._log()
 
     def _load(self) -> Checkpoint | None:
         saved, messages = checkpoints.load(self.work)
@@ -547,7 +545,6 @@ class _Learner:
         }
         with storage(self.to, last_good=checkpoints.newest(self.work)):
             files.write(self.to, folded, notes)
-            atomic_write(self.log, self._csv().encode())
         return hashlib.sha256(self.to.read_bytes()).hexdigest()
 
     def _results(self) -> list[ScaleResult]:
@@ -561,13 +558,15 @@ class _Learner:
             )
         return results
 
-    def _csv(self) -> str:
+    def _log(self) -> None:
+        path = self.run_folder / "training.csv"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for scale, iteration, *values in self.rows:
             writer.writerow([int(scale) + 1, int(iteration), *(f"{value:.6g}" for value in values)])
-        return text.getvalue()
+        with storage(path, last_good=checkpoints.newest(self.work)):
+            atomic_write(path, text.getvalue().encode())
 
     @torch.no_grad()
     def _draw_picture(self, path: Path, tile: int = 144) -> None:
