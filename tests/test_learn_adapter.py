@@ -154,6 +154,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(learn, action):
     assert numbers(run) == numbers(whole.path.with_suffix(".run"))
 
 
+def test_the_best_epoch_before_a_stop_is_not_forgotten(learn):
+    options = {"epochs": 60, "lr": 0.3, "patience": 4, "plateau": 20}
+    whole = learn("whole", **options)
+    assert 0 < whole.best_epoch < whole.epochs - 2
+    with pytest.raises(Killed):
+        learn("stopped", watcher=StopsAt(whole.epochs - 1, kill), **options)
+    assert learn("stopped", **options).path.read_bytes() == whole.path.read_bytes()
+
+
 def numbers(run: Path) -> list[dict[str, str]]:
     rows = csv.DictReader((run / "training.csv").read_text().splitlines())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
