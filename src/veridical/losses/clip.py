@@ -53,8 +53,8 @@ def tfmlc(*, adapter: str = "", weights: str | None = None) -> FeatureLoss:
             and this one, at a low learning rate.
     Weak:   those of fmlc; and it knows its own degradation alone. What the adapter maps to one point is free to change,
             so never without a pixel loss.
-    Args:   adapter: its file, which says which features it is for. weights: folder or file of that network, where it
-            should not be found by itself.
+    Args:   adapter: its file, which says which features it is for; `veridical learn adapter` makes one. weights: folder
+            or file of that network, where it should not be found by itself.
     Source: Chang et al. 2023, Task-Adaptive Feature Matching Loss for Image Deblurring, ICIP.
     """
     if not adapter:
