@@ -1111,7 +1111,7 @@ def _counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
         return
     columns = (
         rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
+        rich.progress.BarColumn(bar_width=16),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
     )

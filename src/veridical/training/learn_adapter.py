@@ -215,7 +215,8 @@ def learn_adapter(
     )
 
     before = evaluate(adapter, held, settings).ranking
-    progress = _learn(adapter, kept, held, settings, run, identity, saved, before, watcher)
+    watcher.note(f"before: {before.same:.1%} of the triplets held out are ranked right (weak nearer to sharp)")
+    progress = _learn(adapter, kept, held, settings, run, identity, saved, watcher)
     adapter.load_state_dict(progress.best)
     after = evaluate(adapter, held, settings).ranking
     learned = {
@@ -383,7 +384,6 @@ def _learn(
     run: Path,
     identity: Mapping[str, str],
     saved: Checkpoint | None,
-    before: Ranking,
     watcher: Watcher,
 ) -> _Progress:
     device = next(adapter.parameters()).device
@@ -455,8 +455,7 @@ def _learn(
                 "epochs",
                 now.epoch,
                 settings.epochs,
-                f"loss {mean:.4f}, validation {found.loss:.4f}, ranked right {found.ranking.same:.1%} "
-                f"(at first {before.same:.1%})",
+                f"loss {mean:.3g}, held out {found.loss:.3g}: {found.ranking.same:.1%} right",
             )
             if interrupt.is_set() or time.perf_counter() - last_saved >= settings.save_s:
                 save()
