@@ -18,8 +18,9 @@ class SharpnessQLoss(Loss):
     Use:    to sharpen what L1 has learned, with a small weight: the paper's lie between 0.001 and 0.1, and at 0.01 it
             raises PSNR and Q on a 5x5 box blur.
     Weak:   unbounded below: ringing raises Q as detail does (white noise lowers it), and alone it fills the patches
-            with stripes. In the paper, weights above 0.5 ring severely and 0.1 costs 1.4 dB. Blind to colour, to a
-            change of brightness, and to what is shown.
+            with stripes. In the paper, weights above 0.5 ring severely and 0.1 costs 1.4 dB; here a network bought Q at
+            the border of its crops (docs/fine-tuning.md). Blind to colour, to a change of brightness, and to what is
+            shown.
     Args:   variant: "singular" (the paper) or "released" (its code); one's weight does not suit the other.
     Source: Aurangabadkar, Ramsook, Kokaram 2024, "A Sharpness Based Loss Function for Removing Out-of-Focus Blur".
     """
