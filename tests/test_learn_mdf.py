@@ -23,7 +23,7 @@ from veridical.training.learn_mdf import DEGRADATIONS, QUALITIES, Quality, learn
 from veridical.training.singan import Generator, discriminator, gradient_penalty
 
 TINY = Quality(
-    iterations=50,
+    iterations=10,
     critic_steps=1,
     generator_steps=1,
     penalty_every=2,
@@ -37,6 +37,7 @@ TINY = Quality(
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     monkeypatch.setattr(module, "WIDTH", 4)
+    monkeypatch.setattr(module, "LOG_EVERY", 5)
 
 
 def seed_image(height: int = 60, width: int = 70) -> tuple[str, torch.Tensor]:
@@ -84,7 +85,7 @@ def test_the_file_says_what_it_was_made_of(tmp_path):
     assert (found["task"], found["degradation"], found["seed"]) == ("mine", "jpeg(quality=(5, 9))", "3")
     assert found["veridical"] == veridical.__version__
     assert found["range"] == "-1..1"
-    assert json.loads(found["iterations"]) == [50, 50]
+    assert json.loads(found["iterations"]) == [10, 10]
     assert json.loads(found["scales"]) == [[30, 35], [60, 70]]
     levels = np.round(seed_image()[1].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     expected = hashlib.sha256(np.ascontiguousarray(levels)).hexdigest()
@@ -127,17 +128,17 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert first != other
 
 
-@pytest.mark.parametrize("stop_at", [(0, 25), (0, 50), (1, 25)])
-def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     whole = learn(tmp_path / "whole.safetensors")
-    recorder = Recorder((stop_at[0], stop_at[1] + (0 if stop_at[1] == 50 else 25)))
+    recorder = Recorder((scale, 10))
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "killed.safetensors", watcher=recorder)
     assert not (tmp_path / "killed.safetensors").exists()
     recorder = Recorder()
     resumed = learn(tmp_path / "killed.safetensors", watcher=recorder)
-    assert recorder.begun[0] == (stop_at[0], 25)
+    assert recorder.begun[0] == (scale, 5)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     assert (resumed.run / "training.csv").read_bytes() == (whole.run / "training.csv").read_bytes()
     assert not (tmp_path / "killed.run" / "checkpoints").exists()
@@ -146,7 +147,7 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, stop_at):
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        learn(tmp_path / "own.safetensors", watcher=Recorder((0, 50)))
+        learn(tmp_path / "own.safetensors", watcher=Recorder((0, 10)))
     with pytest.raises(RecipeError, match="seed was 0, now 1"):
         learn(tmp_path / "own.safetensors", seed=1)
 
@@ -155,7 +156,7 @@ def test_the_log_and_the_picture(tmp_path):
     learned = learn(tmp_path / "own.safetensors")
     lines = (learned.run / "training.csv").read_text().splitlines()
     assert lines[0] == "scale,iteration,gap,reconstruction,penalty,lr"
-    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "25"], ["1", "50"], ["2", "25"], ["2", "50"]]
+    assert [line.split(",")[:2] for line in lines[1:]] == [["1", "5"], ["1", "10"], ["2", "5"], ["2", "10"]]
     assert lines[1].endswith(",0.0005")
     assert lines[2].endswith(",5e-05")  # after 80 %
     with Image.open(learned.run / "scales.png") as picture:
@@ -164,7 +165,7 @@ def test_the_log_and_the_picture(tmp_path):
 
 def test_it_learns_to_mend(tmp_path):
     """The generator ends nearer to the seed image than what it is given; the critic still tells them apart."""
-    quality = replace(TINY, iterations=200)
+    quality = replace(TINY, iterations=100)
     learned = learn(tmp_path / "own.safetensors", quality=quality, degradation_spec="gaussian-noise(sigma_8bit=50)")
     for scale in learned.scales:
         assert scale.psnr_db > scale.input_psnr_db + 1
@@ -191,17 +192,22 @@ def test_the_paper_quality_sees_the_whole_image_anew(tmp_path):
     assert [scale.iterations for scale in learned.scales] == [2, 2]
 
 
-def test_a_scale_that_has_converged_is_left(tmp_path):
-    quality = replace(TINY, iterations=400, early=True)
-    flat = ("grey", torch.full((3, 40, 40), 0.5))
-    learned = learn_mdf(
-        [flat], tmp_path / "own.safetensors", task="super-resolve", quality=quality, scales=1, device="cpu"
-    )
-    full = replace(quality, early=False)
-    whole = learn_mdf([flat], tmp_path / "all.safetensors", task="super-resolve", quality=full, scales=1, device="cpu")
-    assert whole.scales[0].iterations == 400
-    rows = (learned.run / "training.csv").read_text().splitlines()[1:]
-    assert learned.scales[0].iterations == int(rows[-1].split(",")[1]) <= 400
+def test_a_scale_that_has_converged_is_left(monkeypatch):
+    """Its learning rate falls at the first row where neither mean has changed since the window before."""
+    learner = learner_of(monkeypatch, 1)
+    quality = replace(TINY, iterations=100, early=True)
+    learner.plan = replace(learner.plan, quality=quality)
+    errors = [0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    window = 80 // (4 * 5)  # rows: a quarter of those before the rate falls at the latest
+    learner.rows = [(0, 5 * (k + 1), 1.0, error, 0.0, 0.0) for k, error in enumerate(errors)]
+    means = [sum(errors[k : k + window]) / window for k in range(len(errors) - window + 1)]
+    steady = next(k for k in range(len(means) - window) if means[k] - means[k + window] <= 0.05 * means[k])
+    assert learner._decay_from(0) == 5 * (steady + 2 * window) < 80
+    learner.rows = learner.rows[: steady + 2 * window - 1]
+    assert learner._decay_from(0) == 80
+    learner.plan = replace(learner.plan, quality=replace(quality, early=False))
+    learner.rows = [(0, 5 * (k + 1), 1.0, 0.1, 0.0, 0.0) for k in range(16)]
+    assert learner._decay_from(0) == 80
 
 
 def test_the_rule_of_convergence():
