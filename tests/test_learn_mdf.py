@@ -232,6 +232,8 @@ def test_a_small_image_is_clamped_and_said(tmp_path):
         ({"scales": 0}, BadOption, "scales"),
         ({"ratio": 1.0}, BadOption, "ratio"),
         ({"iterations": 0}, BadOption, "iterations"),
+        ({"max_px": 24}, BadOption, "longest side"),
+        ({"max_px": 28}, BadOption, "shorter side"),
         ({"degradation_spec": "bicubic-downscale(scale=2)"}, BadOption, "changes the size"),
         ({"degradation_spec": "jpge"}, UnknownName, "jpeg"),
     ],
@@ -292,7 +294,7 @@ def test_windows_know_what_surrounds_them():
     """The generator of identity gives the degraded window itself, wherever it lies: no zeros come in from its sides."""
     learner = object.__new__(module._Learner)
     name, image = seed_image(40, 44)
-    learner.plan = module._plan([(name, image)], "super-resolve", None, TINY, 1, 2.0, None, 0, module._Silent())
+    learner.plan = module._plan([(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, None, 0, module._Silent())
     learner.device, learner.degrade = torch.device("cpu"), None
     learner.pyramid = [[2 * image - 1]]
     padded = module._mirrored(2 * image - 1)
@@ -307,7 +309,7 @@ def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
     """A learner with its pyramid, untrained; generators that change nothing."""
     monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
     name, image = seed_image()
-    plan = module._plan([(name, image)], "super-resolve", None, TINY, scales, 1.5, None, 0, module._Silent())
+    plan = module._plan([(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, None, 0, module._Silent())
     return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module._Silent())
 
 
@@ -334,6 +336,13 @@ def test_a_scale_is_given_what_the_one_before_made_enlarged(monkeypatch):
     assert [len(variants) for variants in inputs] == [TINY.variants]
     torch.testing.assert_close(F.pad(inputs[0][0], (-module.BORDER,) * 4), expected)
     assert learner._inputs(0)[0][0].shape[1:] == tuple(side + 2 * module.BORDER for side in coarse.shape[1:])
+
+
+def test_a_large_photograph_is_shrunk_and_said(tmp_path):
+    recorder = Recorder()
+    learned = learn(tmp_path / "own.safetensors", max_px=35, scales=1, watcher=recorder)
+    assert learned.scales[0].size == (30, 35)
+    assert recorder.notes == ["waves is shrunk from 60x70 to 30x35 px"]
 
 
 def test_the_pyramid_is_lanczos(monkeypatch):

@@ -173,6 +173,7 @@ def learn_mdf(
     quality: str | Quality = "fast",
     scales: int = 8,
     ratio: float = 2.0,
+    max_px: int = 1024,
     iterations: int | None = None,
     seed: int = 0,
     half: bool = False,
@@ -191,13 +192,15 @@ def learn_mdf(
             quality: "fast", or "paper": 3000 iterations of 3 + 3 steps on the whole image.
             scales: how many discriminators. ratio: between two scales. Where the coarsest would be smaller than 25 px
             it is clamped to that, and the ratio with it; a note says so.
+            max_px: a larger image is first shrunk until its longer side has so many: its finest pixels are often the
+            camera's own artefacts, and what its scales need of memory grows with them.
             iterations: in place of those of the quality. half: write float16.
     Errors: DataError for an image that is too small, BadOption, RecipeError when the unfinished folder is of another
             call, StorageError, NonFiniteLoss.
     """
     watcher = watcher or _Silent()
     check_out(to)
-    plan = _plan(images, task, degradation_spec, quality, scales, ratio, iterations, seed, watcher)
+    plan = _plan(images, task, degradation_spec, quality, scales, ratio, max_px, iterations, seed, watcher)
     learner = _Learner(plan, images, to, choose_device(device), watcher)
     with torch.random.fork_rng([]):
         return learner.run(half=half)
@@ -210,6 +213,7 @@ def _plan(
     quality: str | Quality,
     scales: int,
     ratio: float,
+    max_px: int,
     iterations: int | None,
     seed: int,
     watcher: Watcher,
@@ -217,6 +221,7 @@ def _plan(
     check_whole("scales of mdf", scales, low=1)
     check_whole("seed", seed, low=0)
     check_number("ratio of mdf's scales", ratio, low=1.05, high=8)
+    check_whole("the longest side", max_px, low=LEAST_PX)
     chosen = lookup(QUALITIES, quality, "quality") if isinstance(quality, str) else quality
     if iterations is not None:
         check_whole("iterations", iterations, low=1)
@@ -233,7 +238,16 @@ def _plan(
                 f"the seed image {name} must have 1 or 3 channels and at least {LEAST_PX} px a side; "
                 f"got {tuple(image.shape)}."
             )
-    shortest = min(min(image.shape[1:]) for _, image in images)
+    finest = []
+    for name, image in images:
+        height, width = image.shape[1:]
+        shrink = min(1.0, max_px / max(height, width))
+        finest.append((round(height * shrink), round(width * shrink)))
+        if shrink < 1:
+            watcher.note(f"{name} is shrunk from {height}x{width} to {finest[-1][0]}x{finest[-1][1]} px")
+    shortest = min(map(min, finest))
+    if shortest < LEAST_PX:
+        raise BadOption(f"at most {max_px} px leave less than {LEAST_PX} px of the shorter side; allow more.")
     if scales > 1 and shortest / ratio ** (scales - 1) < LEAST_PX:
         wanted, ratio = ratio, (shortest / LEAST_PX) ** (1 / (scales - 1))
         watcher.note(
@@ -241,8 +255,8 @@ def _plan(
             f"px, and they are {ratio:.3g} apart"
         )
     sizes = tuple(
-        tuple((round(image.shape[1] / ratio**k), round(image.shape[2] / ratio**k)) for k in range(scales - 1, -1, -1))
-        for _, image in images
+        tuple((round(height / ratio**k), round(width / ratio**k)) for k in range(scales - 1, -1, -1))
+        for height, width in finest
     )
     return Plan(
         task=task,
