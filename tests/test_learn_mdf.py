@@ -232,6 +232,8 @@ def test_a_small_image_is_clamped_and_said(tmp_path):
         ({"scales": 0}, BadOption, "scales"),
         ({"ratio": 1.0}, BadOption, "ratio"),
         ({"iterations": 0}, BadOption, "iterations"),
+        ({"inputs": "sead"}, BadOption, "seed"),
+        ({"inputs": "seed", "task": "super-resolve"}, BadOption, "nothing to mend"),
         ({"max_px": 24}, BadOption, "longest side"),
         ({"max_px": 28}, BadOption, "shorter side"),
         ({"degradation_spec": "bicubic-downscale(scale=2)"}, BadOption, "changes the size"),
@@ -294,7 +296,9 @@ def test_windows_know_what_surrounds_them():
     """The generator of identity gives the degraded window itself, wherever it lies: no zeros come in from its sides."""
     learner = object.__new__(module._Learner)
     name, image = seed_image(40, 44)
-    learner.plan = module._plan([(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, None, 0, module._Silent())
+    learner.plan = module._plan(
+        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, 0, module._Silent()
+    )
     learner.device, learner.degrade = torch.device("cpu"), None
     learner.pyramid = [[2 * image - 1]]
     padded = module._mirrored(2 * image - 1)
@@ -309,7 +313,9 @@ def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
     """A learner with its pyramid, untrained; generators that change nothing."""
     monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
     name, image = seed_image()
-    plan = module._plan([(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, None, 0, module._Silent())
+    plan = module._plan(
+        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, 0, module._Silent()
+    )
     return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module._Silent())
 
 
@@ -336,6 +342,13 @@ def test_a_scale_is_given_what_the_one_before_made_enlarged(monkeypatch):
     assert [len(variants) for variants in inputs] == [TINY.variants]
     torch.testing.assert_close(F.pad(inputs[0][0], (-module.BORDER,) * 4), expected)
     assert learner._inputs(0)[0][0].shape[1:] == tuple(side + 2 * module.BORDER for side in coarse.shape[1:])
+
+
+def test_a_scale_may_be_given_the_seed_image_itself(monkeypatch):
+    learner = learner_of(monkeypatch, 2)
+    learner.plan = replace(learner.plan, inputs="seed")
+    ((image,),) = learner._inputs(1)
+    torch.testing.assert_close(F.pad(image, (-module.BORDER,) * 4), learner.pyramid[0][1])
 
 
 def test_a_large_photograph_is_shrunk_and_said(tmp_path):

@@ -913,6 +913,9 @@ def learn_mdf_loss(
     scales: Annotated[int, typer.Option(help="How many discriminators.")] = 8,
     ratio: Annotated[float, typer.Option(help="Of the sizes of two scales.")] = 2.0,
     max_px: Annotated[int, typer.Option(help="A larger photograph is first shrunk to this longer side.")] = 1024,
+    inputs: Annotated[
+        str, typer.Option(help="What a scale degrades: chained, the result of the one before; seed, the seed image.")
+    ] = "chained",
     iterations: Annotated[int | None, typer.Option(help="Of each scale, in place of the quality's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the networks, the windows and the degradation.")] = 0,
     half: Annotated[bool, typer.Option("--half", help="Write float16: half the size.")] = False,
@@ -936,6 +939,7 @@ def learn_mdf_loss(
             scales=scales,
             ratio=ratio,
             max_px=max_px,
+            inputs=inputs,
             iterations=iterations,
             seed=seed,
             half=half,

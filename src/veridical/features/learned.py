@@ -17,6 +17,7 @@ ORDER = (
     "degradation",
     "range",
     "seed_images",
+    "inputs",
     "quality",
     "settings",
     "scales",

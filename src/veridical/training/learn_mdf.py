@@ -35,7 +35,7 @@ from veridical.core.colour import as_rgb
 from veridical.core.errors import BadOption, DataError, NonFiniteLoss
 from veridical.core.files import atomic_write
 from veridical.core.filters import pad
-from veridical.core.options import check_number, check_whole
+from veridical.core.options import check_choice, check_number, check_whole
 from veridical.degradations import TASKS, degradation
 from veridical.features import mdf as format_
 from veridical.features import weights as files
@@ -54,6 +54,8 @@ DEGRADATIONS: dict[str, str | None] = {
     "jpeg": "jpeg(quality=(7, 10))",
     "super-resolve": None,
 }
+
+INPUTS = ("chained", "seed")
 
 LEAST_PX = 25  # the short side of the coarsest scale: SinGAN's
 MARGIN = 16  # px around a window that a degradation sees besides: the reach of a kernel of 31 px
@@ -133,6 +135,7 @@ class Plan:
     images: tuple[tuple[str, str], ...]
     sizes: tuple[tuple[tuple[int, int], ...], ...]
     widths: tuple[int, ...]
+    inputs: str
     quality_name: str
     quality: Quality
     seed: int
@@ -174,6 +177,7 @@ def learn_mdf(
     scales: int = 8,
     ratio: float = 2.0,
     max_px: int = 1024,
+    inputs: str = "chained",
     iterations: int | None = None,
     seed: int = 0,
     half: bool = False,
@@ -194,13 +198,15 @@ def learn_mdf(
             it is clamped to that, and the ratio with it; a note says so.
             max_px: a larger image is first shrunk until its longer side has so many: its finest pixels are often the
             camera's own artefacts, and what its scales need of memory grows with them.
+            inputs: what the degradation of a scale is applied to. "chained": the result of the scale before, enlarged,
+            as in the paper; what one scale could not mend, the next meets. "seed": the seed image itself.
             iterations: in place of those of the quality. half: write float16.
     Errors: DataError for an image that is too small, BadOption, RecipeError when the unfinished folder is of another
             call, StorageError, NonFiniteLoss.
     """
     watcher = watcher or _Silent()
     check_out(to)
-    plan = _plan(images, task, degradation_spec, quality, scales, ratio, max_px, iterations, seed, watcher)
+    plan = _plan(images, task, degradation_spec, quality, scales, ratio, max_px, inputs, iterations, seed, watcher)
     learner = _Learner(plan, images, to, choose_device(device), watcher)
     with torch.random.fork_rng([]):
         return learner.run(half=half)
@@ -214,6 +220,7 @@ def _plan(
     scales: int,
     ratio: float,
     max_px: int,
+    inputs: str,
     iterations: int | None,
     seed: int,
     watcher: Watcher,
@@ -228,6 +235,9 @@ def _plan(
         chosen = Quality(**{**asdict(chosen), "iterations": iterations})
     if spec is None:
         spec = lookup(DEGRADATIONS, task, "task")
+    check_choice("inputs of mdf's scales", inputs, INPUTS)
+    if spec is None and inputs == "seed":
+        raise BadOption(f"{task} has no degradation, so the seed image itself leaves nothing to mend; use 'chained'.")
     if spec is not None and degradation(spec).scale != 1:
         raise BadOption(f"the degradation {spec!r} changes the size of an image; mdf needs one that keeps it.")
     if not images:
@@ -264,6 +274,7 @@ def _plan(
         images=tuple((name, _sha256(image)) for name, image in images),
         sizes=sizes,
         widths=tuple(min(WIDTH * 2 ** (k // WIDTH_DOUBLES), WIDEST) for k in range(scales)),
+        inputs=inputs,
         quality_name=quality if isinstance(quality, str) and iterations is None else "own",
         quality=chosen,
         seed=seed,
@@ -466,10 +477,12 @@ class _Learner:
     def _inputs(self, scale: int, iteration: int = 0) -> list[list[Tensor]]:
         """What the degradation of a scale is applied to: for each image, results of the scale before, enlarged and
         mirrored at the borders by BORDER px. At the coarsest scale, the seed image itself."""
+        if scale == 0 or self.plan.inputs == "seed":
+            return [[_mirrored(levels[scale])] for levels in self.pyramid]
         result = []
         for number, levels in enumerate(self.pyramid):
             variants = []
-            for variant in range(max(self.plan.quality.variants, 1) if scale else 1):
+            for variant in range(max(self.plan.quality.variants, 1)):
                 chance = generator_for(self.plan.seed, "input", scale, iteration, number, variant)
                 image = levels[0]
                 for before in range(scale):
@@ -552,6 +565,7 @@ class _Learner:
             "scales": json.dumps([result.size for result in results]),
             "widths": json.dumps(self.plan.widths),
             "iterations": json.dumps([result.iterations for result in results]),
+            "inputs": self.plan.inputs,
             "quality": self.plan.quality_name,
             "settings": json.dumps(asdict(self.plan.quality)),
             "seed": str(self.plan.seed),
