@@ -22,6 +22,7 @@ from veridical.core.errors import BadOption, NonFiniteLoss, RecipeError, Unknown
 from veridical.features.adapter import Adapter, Base
 from veridical.training import learn_adapter as learning
 from veridical.training.learn_adapter import Settings, Watcher, base_named, learn_adapter
+from veridical.training.learned_file import check_out
 from veridical.training.triplets import Triplet, Triplets
 
 SMALL = {"kind": "token-wise", "width": 16, "batch_size": 8, "lr": 1e-2, "epochs": 6, "save_s": 0.0}
@@ -272,7 +273,7 @@ def test_what_would_be_lost_is_refused_before_anything_is_done(learn, tmp_path, 
         learn("there")
     assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
     with pytest.raises(BadOption, match=r"Write .*a\.safetensors"):
-        learning.check_out(tmp_path / "a.pth")
+        check_out(tmp_path / "a.pth")
     monkeypatch.setattr(Misleading, "crop", 16)
     with pytest.raises(BadOption, match="at least 31 px up to relu5; got 16"):
         learn("small", base=base_named("alexnet", "relu5"))

@@ -493,6 +493,110 @@ def probe_losses(
 # ---- making a loss ----
 
 
+@learn_app.command("mdf")
+@_guarded
+def learn_mdf_loss(
+    images: Annotated[
+        list[str],
+        typer.Option("--image", help="A sharp photograph, or one of the demo's by name: china. Repeatable."),
+    ],
+    task: Annotated[str, typer.Option(help="What is mended: a name of `veridical degradations`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file for the loss: jpeg.safetensors.")],
+    degradation: Annotated[
+        str | None, typer.Option(help="In place of the task's: 'jpeg(quality=(20, 40))', 'camera-shake + jpeg'.")
+    ] = None,
+    quality: Annotated[
+        str, typer.Option(help="fast: minutes on a CPU. paper: 3000 iterations of 3 + 3 steps on the whole image.")
+    ] = "fast",
+    scales: Annotated[int, typer.Option(help="How many discriminators.")] = 8,
+    ratio: Annotated[float, typer.Option(help="Of the sizes of two scales.")] = 2.0,
+    max_px: Annotated[int, typer.Option(help="A larger photograph is first shrunk to this longer side.")] = 1024,
+    inputs: Annotated[
+        str, typer.Option(help="What a scale degrades: chained, the result of the one before; seed, the seed image.")
+    ] = "chained",
+    iterations: Annotated[int | None, typer.Option(help="Of each scale, in place of the quality's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the networks, the windows and the degradation.")] = 0,
+    half: Annotated[bool, typer.Option("--half", help="Write float16: half the size.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Train MDF's discriminators for a degradation, from one photograph; the loss `mdf` takes the file."""
+    from veridical.comparison.progress import display_scales
+    from veridical.training.learn_mdf import learn_mdf
+    from veridical.training.learned_file import run_folder
+    from veridical.training.seeds import seed_image
+
+    seeds = [seed_image(image) for image in images]
+    _safe.where = run_folder(out)
+    with display_scales() as watcher:
+        learned = learn_mdf(
+            seeds,
+            out,
+            task=task,
+            degradation_spec=degradation,
+            quality=quality,
+            scales=scales,
+            ratio=ratio,
+            max_px=max_px,
+            inputs=inputs,
+            iterations=iterations,
+            seed=seed,
+            half=half,
+            device=device,
+            watcher=watcher,
+        )
+    rows = [
+        (
+            str(number),
+            f"{each.size[0]}x{each.size[1]}",
+            str(each.width),
+            str(each.iterations),
+            f"{each.gap:.3f}",
+            f"{each.input_psnr_db:.1f}",
+            f"{each.psnr_db:.1f}",
+        )
+        for number, each in enumerate(learned.scales, start=1)
+    ]
+    columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "reconstruction dB")
+    _print_table(f"{task}, {learned.seconds:.0f} s", columns, rows)
+    print(f"log, and what each scale saw: {learned.run}")
+    print(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")
+    print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
+
+
+@learn_app.command("seed")
+@_guarded
+def learn_seed(
+    kind: Annotated[str, typer.Option(help="pink-noise, contrast-rings or pyramid-permutation.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The image: seed.png.")],
+    image: Annotated[
+        str | None, typer.Option(help="What is permuted: a photograph, or one of the demo's by name: china.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in px; 512 when left out, and of a permuted photograph its own shape.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the permutation.")] = 0,
+) -> None:
+    """Make an image to learn mdf from, in place of a photograph: those of the paper's figure 7."""
+    from veridical.core.files import write_image
+    from veridical.training.seeds import made_image, seed_image
+
+    photograph = seed_image(image)[1] if image is not None else None
+    made = made_image(kind, size=size, seed=seed, photograph=photograph)
+    write_image(out, made)
+    print(f"{made.shape[2]}x{made.shape[1]} px of {kind}: {out}")
+
+
+@learn_app.command("show")
+@_guarded
+def learn_show(
+    file: Annotated[str, typer.Argument(help="A file that was learned, or a task whose discriminators ship: jpeg.")],
+) -> None:
+    """What a learned file says of itself: discriminators for mdf, or an adapter for tfmlc."""
+    from veridical.features.learned import learned_notes
+
+    _print_table("Learned", ("what", ""), list(learned_notes(file).items()))
+
+
 @learn_app.command("adapter")
 @_guarded
 def learn_an_adapter(
@@ -548,6 +652,7 @@ def learn_an_adapter(
     file, with .run in place of .safetensors.
     """
     from veridical.training import learn_adapter as learning
+    from veridical.training.learned_file import check_out, run_folder
     from veridical.training.triplets import triplets_from
 
     settings = learning.Settings(
@@ -555,8 +660,8 @@ def learn_an_adapter(
         plateau=plateau, patience=patience, seed=seed, device=device, memory_gb=memory_gb,
     )  # fmt: skip
     base = learning.base_named(features, block)
-    learning.check_out(out)
-    run = learning.run_folder(out)
+    check_out(out)
+    run = run_folder(out)
     _safe.where = run
     with _phases() as doing:
 
@@ -890,113 +995,6 @@ def _print_result(run: Path) -> "Run":
         print(report.verdict(read))
     print(f"report: {path}")
     return read
-
-
-# ---- making a loss ----
-
-
-@learn_app.command("mdf")
-@_guarded
-def learn_mdf_loss(
-    images: Annotated[
-        list[str],
-        typer.Option("--image", help="A sharp photograph, or one of the demo's by name: china. Repeatable."),
-    ],
-    task: Annotated[str, typer.Option(help="What is mended: a name of `veridical degradations`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file for the loss: jpeg.safetensors.")],
-    degradation: Annotated[
-        str | None, typer.Option(help="In place of the task's: 'jpeg(quality=(20, 40))', 'camera-shake + jpeg'.")
-    ] = None,
-    quality: Annotated[
-        str, typer.Option(help="fast: minutes on a CPU. paper: 3000 iterations of 3 + 3 steps on the whole image.")
-    ] = "fast",
-    scales: Annotated[int, typer.Option(help="How many discriminators.")] = 8,
-    ratio: Annotated[float, typer.Option(help="Of the sizes of two scales.")] = 2.0,
-    max_px: Annotated[int, typer.Option(help="A larger photograph is first shrunk to this longer side.")] = 1024,
-    inputs: Annotated[
-        str, typer.Option(help="What a scale degrades: chained, the result of the one before; seed, the seed image.")
-    ] = "chained",
-    iterations: Annotated[int | None, typer.Option(help="Of each scale, in place of the quality's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the networks, the windows and the degradation.")] = 0,
-    half: Annotated[bool, typer.Option("--half", help="Write float16: half the size.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-) -> None:
-    """Train MDF's discriminators for a degradation, from one photograph; the loss `mdf` takes the file."""
-    from veridical.comparison.progress import display_scales
-    from veridical.training.learn_adapter import run_folder
-    from veridical.training.learn_mdf import learn_mdf
-    from veridical.training.seeds import seed_image
-
-    seeds = [seed_image(image) for image in images]
-    _safe.where = run_folder(out)
-    with display_scales() as watcher:
-        learned = learn_mdf(
-            seeds,
-            out,
-            task=task,
-            degradation_spec=degradation,
-            quality=quality,
-            scales=scales,
-            ratio=ratio,
-            max_px=max_px,
-            inputs=inputs,
-            iterations=iterations,
-            seed=seed,
-            half=half,
-            device=device,
-            watcher=watcher,
-        )
-    rows = [
-        (
-            str(number),
-            f"{each.size[0]}x{each.size[1]}",
-            str(each.width),
-            str(each.iterations),
-            f"{each.gap:.3f}",
-            f"{each.input_psnr_db:.1f}",
-            f"{each.psnr_db:.1f}",
-        )
-        for number, each in enumerate(learned.scales, start=1)
-    ]
-    columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "reconstruction dB")
-    _print_table(f"{task}, {learned.seconds:.0f} s", columns, rows)
-    print(f"log, and what each scale saw: {learned.run}")
-    print(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")
-    print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
-
-
-@learn_app.command("seed")
-@_guarded
-def learn_seed(
-    kind: Annotated[str, typer.Option(help="pink-noise, contrast-rings or pyramid-permutation.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The image: seed.png.")],
-    image: Annotated[
-        str | None, typer.Option(help="What is permuted: a photograph, or one of the demo's by name: china.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side in px; 512 when left out, and of a permuted photograph its own shape.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise and of the permutation.")] = 0,
-) -> None:
-    """Make an image to learn mdf from, in place of a photograph: those of the paper's figure 7."""
-    from veridical.core.files import write_image
-    from veridical.training.seeds import made_image, seed_image
-
-    photograph = seed_image(image)[1] if image is not None else None
-    made = made_image(kind, size=size, seed=seed, photograph=photograph)
-    write_image(out, made)
-    print(f"{made.shape[2]}x{made.shape[1]} px of {kind}: {out}")
-
-
-@learn_app.command("show")
-@_guarded
-def learn_show(
-    file: Annotated[str, typer.Argument(help="A file that was learned, or a task whose discriminators ship: jpeg.")],
-) -> None:
-    """What a learned file says of itself: discriminators for mdf, or an adapter for tfmlc."""
-    from veridical.features.learned import learned_notes
-
-    _print_table("Learned", ("what", ""), list(learned_notes(file).items()))
 
 
 # ---- using what a run has made ----

@@ -35,6 +35,7 @@ from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import generator_for
 from veridical.training.device import choose_device
+from veridical.training.learned_file import check_out, run_folder
 from veridical.training.loop import deferred_interrupt
 from veridical.training.triplets import Triplet, Triplets, picture
 
@@ -242,19 +243,6 @@ def learn_adapter(
         out, held.frozen, before, after, progress.epoch, progress.best_epoch,
         sum(p.numel() for p in adapter.parameters()), megabytes, features_s, progress.seconds,
     )  # fmt: skip
-
-
-def check_out(out: Path) -> None:
-    """BadOption unless `out` can be made: a new .safetensors file."""
-    if out.suffix != ".safetensors":
-        raise BadOption(f"an adapter is a .safetensors file; got -o {out}. Write {out.with_suffix('.safetensors')}.")
-    if out.exists():
-        raise BadOption(f"{out} is there already. Choose another -o, or delete it.")
-
-
-def run_folder(out: Path) -> Path:
-    """Where the checkpoints and the log of the learning lie, beside the file."""
-    return Path(out).with_suffix(".run")
 
 
 class Kept:

@@ -43,7 +43,7 @@ from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import generator_for
 from veridical.training.device import choose_device
-from veridical.training.learn_adapter import check_out, run_folder
+from veridical.training.learned_file import check_out, run_folder
 from veridical.training.singan import REACH, Convolutions, Generator, discriminator, gradient_penalty
 
 # What the paper adds at each scale; tasks that it does not know take their own degradation. None: nothing is added, and
