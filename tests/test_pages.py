@@ -1,4 +1,4 @@
-"""What docs/fine-tuning.md shows can be typed: commands, options and specs that there are."""
+"""What README and the pages of docs show can be typed: commands, options and specs that there are."""
 
 import re
 import shlex
@@ -13,24 +13,27 @@ from veridical.degradations import degradation
 from veridical.losses import LOSSES
 from veridical.metrics import METRICS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
-LINES = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("veridical ")
-]
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md")
 
 
-def test_the_page_shows_both_recipes() -> None:
-    assert len(LINES) >= 5
-    for words in ("train --loss l1", "compare --init", "learn adapter", "restore", "tfmlc"):
-        assert words in " ".join(LINES)
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("veridical ") and "..." not in line]
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_a_command_of_the_page_is_understood(line: str) -> None:
-    words = shlex.split(line)[1:]
+LINES = [(page, line) for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_commands(page: str) -> None:
+    assert len(commands(page)) >= 2
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_a_command_of_a_page_is_understood(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
