@@ -556,7 +556,7 @@ def learn_mdf_loss(
         )
         for number, each in enumerate(learned.scales, start=1)
     ]
-    columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "reconstruction dB")
+    columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "output dB")
     _print_table(f"{task}, {learned.seconds:.0f} s", columns, rows)
     print(f"log, and what each scale saw: {learned.run}")
     print(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")

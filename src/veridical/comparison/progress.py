@@ -171,7 +171,11 @@ class ScaleLines:
     def step(self, iteration: int, gap: float, psnr_db: float) -> None:
         if iteration * 4 // self.iterations > self.quarter:
             self.quarter = iteration * 4 // self.iterations
-            print(f"{self.of}: iteration {iteration} of {self.iterations}, {_critic(gap, psnr_db)}", flush=True)
+            print(
+                f"{self.of}: iteration {iteration} of {self.iterations}, critic gap {gap:.3f}, "
+                f"reconstruction {psnr_db:.1f} dB",
+                flush=True,
+            )
 
 
 class ScaleBars(ScaleLines):
@@ -193,12 +197,8 @@ class ScaleBars(ScaleLines):
         self.bars.reset(self.one, description=described, total=iterations, completed=start)
 
     def step(self, iteration: int, gap: float, psnr_db: float) -> None:
-        self.bars.update(self.one, completed=iteration, said=_critic(gap, psnr_db))
+        self.bars.update(self.one, completed=iteration, said=f"gap {gap:.3f}, {psnr_db:.1f} dB")
         self.bars.update(self.all, completed=self.done + iteration)
-
-
-def _critic(gap: float, psnr_db: float) -> str:
-    return f"critic gap {gap:.3f}, reconstruction {psnr_db:.1f} dB"
 
 
 @contextlib.contextmanager
