@@ -234,6 +234,7 @@ def test_a_small_image_is_clamped_and_said(tmp_path):
         ({"iterations": 0}, BadOption, "iterations"),
         ({"inputs": "sead"}, BadOption, "seed"),
         ({"inputs": "seed", "task": "super-resolve"}, BadOption, "nothing to mend"),
+        ({"span": 0}, BadOption, "span"),
         ({"max_px": 24}, BadOption, "longest side"),
         ({"max_px": 28}, BadOption, "shorter side"),
         ({"degradation_spec": "bicubic-downscale(scale=2)"}, BadOption, "changes the size"),
@@ -297,7 +298,7 @@ def test_windows_know_what_surrounds_them():
     learner = object.__new__(module._Learner)
     name, image = seed_image(40, 44)
     learner.plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, 0, module._Silent()
+        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, None, 0, module._Silent()
     )
     learner.device, learner.degrade = torch.device("cpu"), None
     learner.pyramid = [[2 * image - 1]]
@@ -314,7 +315,7 @@ def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
     monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
     name, image = seed_image()
     plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, 0, module._Silent()
+        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, None, 0, module._Silent()
     )
     return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module._Silent())
 
@@ -349,6 +350,18 @@ def test_a_scale_may_be_given_the_seed_image_itself(monkeypatch):
     learner.plan = replace(learner.plan, inputs="seed")
     ((image,),) = learner._inputs(1)
     torch.testing.assert_close(F.pad(image, (-module.BORDER,) * 4), learner.pyramid[0][1])
+
+
+@pytest.mark.parametrize(("task", "span"), [("demosaic", 2), ("jpeg", 1)])
+def test_a_generator_can_change_a_pixel_by_its_span(tmp_path, task, span):
+    """A mosaic turns white into black, which is 2 away in -1..1."""
+    learned = learn(tmp_path / "own.safetensors", task=task, scales=1, quality=replace(TINY, iterations=1))
+    assert notes(learned.path, "the file")["span"] == str(span)
+    mender = Generator(4, torch.Generator(), span=span)
+    torch.nn.init.zeros_(mender.convolutions.tail.weight)
+    torch.nn.init.constant_(mender.convolutions.tail.bias, 20)
+    image = -torch.ones(1, 3, 12, 12)
+    torch.testing.assert_close(mender(image), torch.full((1, 3, 2, 2), span - 1.0))
 
 
 def test_a_large_photograph_is_shrunk_and_said(tmp_path):

@@ -33,6 +33,7 @@ def test_a_page_shows_commands(page: str) -> None:
 
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_a_command_of_a_page_is_understood(page: str, line: str) -> None:
+    assert page in PAGES
     words = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):

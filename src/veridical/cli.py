@@ -514,6 +514,9 @@ def learn_mdf_loss(
     inputs: Annotated[
         str, typer.Option(help="What a scale degrades: chained, the result of the one before; seed, the seed image.")
     ] = "chained",
+    span: Annotated[
+        float | None, typer.Option(help="The most that a generator adds to a pixel of -1..1: 1, and 2 for demosaic.")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(help="Of each scale, in place of the quality's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the networks, the windows and the degradation.")] = 0,
     half: Annotated[bool, typer.Option("--half", help="Write float16: half the size.")] = False,
@@ -538,6 +541,7 @@ def learn_mdf_loss(
             ratio=ratio,
             max_px=max_px,
             inputs=inputs,
+            span=span,
             iterations=iterations,
             seed=seed,
             half=half,

@@ -18,6 +18,7 @@ ORDER = (
     "range",
     "seed_images",
     "inputs",
+    "span",
     "quality",
     "settings",
     "scales",

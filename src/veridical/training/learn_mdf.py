@@ -55,6 +55,7 @@ DEGRADATIONS: dict[str, str | None] = {
     "super-resolve": None,
 }
 
+SPANS = {"demosaic": 2.0}  # of the generator; 1 elsewhere
 INPUTS = ("chained", "seed")
 
 LEAST_PX = 25  # the short side of the coarsest scale: SinGAN's
@@ -136,6 +137,7 @@ class Plan:
     sizes: tuple[tuple[tuple[int, int], ...], ...]
     widths: tuple[int, ...]
     inputs: str
+    span: float
     quality_name: str
     quality: Quality
     seed: int
@@ -178,6 +180,7 @@ def learn_mdf(
     ratio: float = 2.0,
     max_px: int = 1024,
     inputs: str = "chained",
+    span: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
     half: bool = False,
@@ -200,13 +203,17 @@ def learn_mdf(
             camera's own artefacts, and what its scales need of memory grows with them.
             inputs: what the degradation of a scale is applied to. "chained": the result of the scale before, enlarged,
             as in the paper; what one scale could not mend, the next meets. "seed": the seed image itself.
+            span: by how much the generator can change a pixel of -1..1; by default SinGAN's 1, and 2 for demosaic: a
+            mosaic turns white into black, which 1 could not mend, and the critic's scores would grow without end.
             iterations: in place of those of the quality. half: write float16.
     Errors: DataError for an image that is too small, BadOption, RecipeError when the unfinished folder is of another
             call, StorageError, NonFiniteLoss.
     """
     watcher = watcher or _Silent()
     check_out(to)
-    plan = _plan(images, task, degradation_spec, quality, scales, ratio, max_px, inputs, iterations, seed, watcher)
+    plan = _plan(
+        images, task, degradation_spec, quality, scales, ratio, max_px, inputs, span, iterations, seed, watcher
+    )
     learner = _Learner(plan, images, to, choose_device(device), watcher)
     with torch.random.fork_rng([]):
         return learner.run(half=half)
@@ -221,6 +228,7 @@ def _plan(
     ratio: float,
     max_px: int,
     inputs: str,
+    span: float | None,
     iterations: int | None,
     seed: int,
     watcher: Watcher,
@@ -235,6 +243,8 @@ def _plan(
         chosen = Quality(**{**asdict(chosen), "iterations": iterations})
     if spec is None:
         spec = lookup(DEGRADATIONS, task, "task")
+    span = SPANS.get(task, 1.0) if span is None else span
+    check_number("span", span, low=1e-3)
     check_choice("inputs of mdf's scales", inputs, INPUTS)
     if spec is None and inputs == "seed":
         raise BadOption(f"{task} has no degradation, so the seed image itself leaves nothing to mend; use 'chained'.")
@@ -275,6 +285,7 @@ def _plan(
         sizes=sizes,
         widths=tuple(min(WIDTH * 2 ** (k // WIDTH_DOUBLES), WIDEST) for k in range(scales)),
         inputs=inputs,
+        span=span,
         quality_name=quality if isinstance(quality, str) and iterations is None else "own",
         quality=chosen,
         seed=seed,
@@ -396,7 +407,10 @@ class _Learner:
     def _add_scale(self, scale: int) -> None:
         """A new pair of networks; they begin as those of the scale before where the width is the same."""
         widths, generator = self.plan.widths, generator_for(self.plan.seed, "networks", scale)
-        critic, mender = discriminator(widths[scale], generator), Generator(widths[scale], generator)
+        critic, mender = (
+            discriminator(widths[scale], generator),
+            Generator(widths[scale], generator, span=self.plan.span),
+        )
         if scale and widths[scale] == widths[scale - 1]:
             critic.load_state_dict(self.critics[-1].state_dict())
             mender.load_state_dict(self.generators[-1].state_dict())
@@ -533,7 +547,7 @@ class _Learner:
         for scale in range(int(self.rows[-1][0]) + 1):
             blank = torch.Generator()
             critic = discriminator(self.plan.widths[scale], blank)
-            mender = Generator(self.plan.widths[scale], blank)
+            mender = Generator(self.plan.widths[scale], blank, span=self.plan.span)
             for kind, net in (("critic", critic), ("generator", mender)):
                 prefix = f"{kind}.{scale}."
                 net.load_state_dict(
@@ -566,6 +580,7 @@ class _Learner:
             "widths": json.dumps(self.plan.widths),
             "iterations": json.dumps([result.iterations for result in results]),
             "inputs": self.plan.inputs,
+            "span": f"{self.plan.span:g}",
             "quality": self.plan.quality_name,
             "settings": json.dumps(asdict(self.plan.quality)),
             "seed": str(self.plan.seed),

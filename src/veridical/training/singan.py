@@ -53,14 +53,18 @@ def discriminator(width: int, generator: torch.Generator) -> Convolutions:
 
 
 class Generator(nn.Module):
-    """The image, and what five convolutions add to it: (N, 3, H, W) in [-1, 1] -> (N, 3, H - 10, W - 10)."""
+    """The image, and what five convolutions add to it: (N, 3, H, W) in [-1, 1] -> (N, 3, H - 10, W - 10).
 
-    def __init__(self, width: int, generator: torch.Generator) -> None:
+    Args: span: the most that is added. SinGAN's 1 is half the range; 2 can turn black into white.
+    """
+
+    def __init__(self, width: int, generator: torch.Generator, *, span: float = 1.0) -> None:
         super().__init__()
+        self.span = span
         self.convolutions = Convolutions(width, 3, generator)
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.tanh(self.convolutions(image)) + F.pad(image, (-REACH,) * 4)
+        return self.span * torch.tanh(self.convolutions(image)) + F.pad(image, (-REACH,) * 4)
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
