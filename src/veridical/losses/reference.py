@@ -48,7 +48,12 @@ FAMILIES: dict[str, Family] = {
     "learned": Family(
         "Features trained for restoration",
         ("mdf", "fmlc", "tfmlc"),
-        ("mdf(task=released-sisr)", "mdf(task=released-jpeg)", "fmlc"),  # no adapter for tfmlc is at hand
+        # Ours and the authors'; no adapter for tfmlc is at hand.
+        (
+            *(f"mdf(task={task})" for task in ("deblur", "denoise", "jpeg", "super-resolve")),
+            *(f"mdf(task={task})" for task in ("released-sisr", "released-jpeg")),
+            "fmlc",
+        ),
     ),
     "stochastic": Family("Features of random networks", tuple(SPL)),
     "adversarial": Family(
