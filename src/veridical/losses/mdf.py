@@ -26,7 +26,7 @@ def mdf(
             super-resolution ones answer to contrast and brightness most and to noise least (docs/evidence), where the
             paper's figure 17 has blur first. Discriminators see 11 px, so it knows texture and edges, not content. Its
             values have no common scale between files: compare λ only within one file. In 500 steps on six tasks it had
-            less PSNR than L1, and in four a lower LPIPS; another task's discriminators were often as good (docs/mdf.md).
+            less PSNR than L1, in four a lower LPIPS; another task's discriminators were often as good (docs/mdf.md).
     Args:   task: deblur, defocus, denoise, super-resolve, jpeg or demosaic, which come with veridical (`veridical learn
             show jpeg` says from what they were made); in a recipe its own task, unless another one is named.
             released-sisr and released-jpeg are the authors'; they released none for denoising (that file is a copy of
