@@ -163,6 +163,12 @@ def test_the_log_and_the_picture(tmp_path):
         assert picture.size == (2 * 144, 4 * 144)
 
 
+@pytest.mark.parametrize("iterations", [1, 4, 9])
+def test_no_scale_takes_more_iterations_than_were_allowed(tmp_path, iterations):
+    learned = learn(tmp_path / "own.safetensors", iterations=iterations, scales=1)
+    assert learned.scales[0].iterations == iterations
+
+
 def test_it_learns_to_mend(tmp_path):
     """The generator ends nearer to the seed image than what it is given; the critic still tells them apart."""
     quality = replace(TINY, iterations=100)

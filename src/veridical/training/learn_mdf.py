@@ -363,14 +363,14 @@ class _Learner:
         sums = torch.zeros(3, device=self.device)
         saved_at = time.perf_counter()
         for iteration in itertools.count(start + 1):
-            if iteration > math.floor(decay_from / DECAY_AT):
+            if iteration > self._end(decay_from):
                 break
             lr = LR * (DECAY if iteration > decay_from else 1)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             sums += self._iterate(scale, iteration, optimizers, inputs)
-            last = iteration == math.floor(decay_from / DECAY_AT)
+            last = iteration == self._end(decay_from)
             if iteration % LOG_EVERY == 0 or last:
                 count = iteration - (self.rows[-1][1] if self.rows and self.rows[-1][0] == scale else 0)
                 gap, error, penalty = (sums / count).tolist()
@@ -383,7 +383,7 @@ class _Learner:
                 self.rows.append((scale, iteration, gap, error, penalty, lr))
                 self.watcher.step(iteration, gap, _psnr(error))
                 decay_from = self._decay_from(scale)
-                last = iteration == math.floor(decay_from / DECAY_AT)
+                last = iteration == self._end(decay_from)
                 if last or time.perf_counter() - saved_at > SAVE_SECONDS:
                     self._save(optimizers, seconds())
                     saved_at = time.perf_counter()
@@ -404,13 +404,15 @@ class _Learner:
                 return int(rows[end - 1][1])
         return at_most
 
+    def _end(self, decay_from: int) -> int:
+        """The last iteration of a scale."""
+        return min(self.plan.quality.iterations, math.floor(decay_from / DECAY_AT))
+
     def _add_scale(self, scale: int) -> None:
         """A new pair of networks; they begin as those of the scale before where the width is the same."""
         widths, generator = self.plan.widths, generator_for(self.plan.seed, "networks", scale)
-        critic, mender = (
-            discriminator(widths[scale], generator),
-            Generator(widths[scale], generator, span=self.plan.span),
-        )
+        critic = discriminator(widths[scale], generator)
+        mender = Generator(widths[scale], generator, span=self.plan.span)
         if scale and widths[scale] == widths[scale - 1]:
             critic.load_state_dict(self.critics[-1].state_dict())
             mender.load_state_dict(self.generators[-1].state_dict())
@@ -488,25 +490,25 @@ class _Learner:
         return 2 * self.degrade((image + 1) / 2, chance) - 1
 
     @torch.no_grad()
-    def _inputs(self, scale: int, iteration: int = 0) -> list[list[Tensor]]:
+    def _inputs(self, scale: int, iteration: int = 0, *, variants: int | None = None) -> list[list[Tensor]]:
         """What the degradation of a scale is applied to: for each image, results of the scale before, enlarged and
         mirrored at the borders by BORDER px. At the coarsest scale, the seed image itself."""
+        variants = max(self.plan.quality.variants, 1) if variants is None else variants
         if scale == 0 or self.plan.inputs == "seed":
             return [[_mirrored(levels[scale])] for levels in self.pyramid]
         result = []
         for number, levels in enumerate(self.pyramid):
-            variants = []
-            for variant in range(max(self.plan.quality.variants, 1)):
+            made = []
+            for variant in range(variants):
                 chance = generator_for(self.plan.seed, "input", scale, iteration, number, variant)
                 image = levels[0]
                 for before in range(scale):
                     wide = self._degraded(_mirrored(image), chance)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
                     mended = self.generators[before](self._on_device([wide]))
-                    image = F.interpolate(mended, levels[before + 1].shape[1:], mode="bicubic", align_corners=False)[
-                        0
-                    ].cpu()
-                variants.append(_mirrored(image))
-            result.append(variants)
+                    size = levels[before + 1].shape[1:]
+                    image = F.interpolate(mended, size, mode="bicubic", align_corners=False)[0].cpu()
+                made.append(_mirrored(image))
+            result.append(made)
         return result
 
     @torch.no_grad()
@@ -571,7 +573,7 @@ class _Learner:
                 folded |= {f"{name}.weight": weight.to(dtype).contiguous(), f"{name}.bias": bias.to(dtype)}
         results = self._results()
         notes = {
-            "format": "veridical mdf 1",
+            "format": format_.FORMAT,
             "range": "-1..1",
             "task": self.plan.task,
             "degradation": self.plan.degradation or "none",
@@ -619,7 +621,7 @@ class _Learner:
         for scale, critic in enumerate(self.critics):
             sharp = self.pyramid[0][scale]
             chance = generator_for(self.plan.seed, "picture", scale)
-            wide = self._degraded(self._inputs(scale)[0][0], chance)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+            wide = self._degraded(self._inputs(scale, variants=1)[0][0], chance)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
             critic.eval()
             mended = self.generators[scale].eval()(self._on_device([wide]))
             edge = [F.pad(each[None], (REACH,) * 4, mode="reflect") for each in (sharp, mended[0].cpu())]
