@@ -19,19 +19,10 @@ from veridical.degradations import TASKS
 from veridical.features.mdf import MDFNetwork, fold
 from veridical.features.weights import notes
 from veridical.training import learn_mdf as module
-from veridical.training.learn_mdf import DEGRADATIONS, QUALITIES, Quality, learn_mdf
+from veridical.training.learn_mdf import DEGRADATIONS, QUALITIES, learn_mdf
 from veridical.training.singan import Generator, discriminator, gradient_penalty
 
-TINY = Quality(
-    iterations=10,
-    critic_steps=1,
-    generator_steps=1,
-    penalty_every=2,
-    windows=2,
-    window_px=16,
-    variants=2,
-    early=False,
-)
+TINY = replace(QUALITIES["fast"], iterations=10, penalty_every=2, windows=2, window_px=16, variants=2, early=False)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +42,7 @@ def learn(path, **options):
     return learn_mdf([seed_image()], path, **options)
 
 
-class Recorder:
+class Recorder(module.Watcher):
     def __init__(self, stop_at: tuple[int, int] | None = None) -> None:
         self.notes: list[str] = []
         self.begun: list[tuple[int, int]] = []
@@ -304,7 +295,7 @@ def test_windows_know_what_surrounds_them():
     learner = object.__new__(module._Learner)
     name, image = seed_image(40, 44)
     learner.plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, None, 0, module._Silent()
+        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, None, 0, module.Watcher()
     )
     learner.device, learner.degrade = torch.device("cpu"), None
     learner.pyramid = [[2 * image - 1]]
@@ -321,9 +312,9 @@ def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
     monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
     name, image = seed_image()
     plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, None, 0, module._Silent()
+        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, None, 0, module.Watcher()
     )
-    return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module._Silent())
+    return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module.Watcher())
 
 
 def test_a_scale_begins_where_the_one_before_ended_if_it_is_as_wide(monkeypatch):

@@ -2,8 +2,9 @@
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import rich.console
 import rich.progress
@@ -11,6 +12,9 @@ import rich.table
 import rich.text
 
 from veridical.comparison.observer import Observer
+from veridical.training.learn_mdf import Watcher
+
+Shown = TypeVar("Shown")
 
 
 class Lines(Observer):
@@ -143,17 +147,27 @@ def _columns() -> tuple[rich.progress.ProgressColumn, ...]:
 
 
 @contextlib.contextmanager
-def display() -> Iterator[Lines]:
+def _shown(lines: Callable[[], Shown], bars: Callable[[rich.progress.Progress], Shown]) -> Iterator[Shown]:
     """Bars on a terminal, lines elsewhere."""
     console = rich.console.Console(highlight=False)
     if not console.is_terminal:
-        yield Lines()
+        yield lines()
         return
-    with rich.progress.Progress(*_columns(), console=console, transient=True) as bars:
-        yield Bars(bars)
+    with rich.progress.Progress(*_columns(), console=console, transient=True) as shown:
+        yield bars(shown)
 
 
-class ScaleLines:
+def display() -> contextlib.AbstractContextManager[Lines]:
+    """Who watches a comparison."""
+    return _shown(Lines, Bars)
+
+
+def display_scales() -> contextlib.AbstractContextManager["ScaleLines"]:
+    """Who watches `learn mdf`."""
+    return _shown(ScaleLines, ScaleBars)
+
+
+class ScaleLines(Watcher):
     """What `learn mdf` tells, as plain lines: four for each scale."""
 
     def __init__(self) -> None:
@@ -199,14 +213,3 @@ class ScaleBars(ScaleLines):
     def step(self, iteration: int, gap: float, psnr_db: float) -> None:
         self.bars.update(self.one, completed=iteration, said=f"gap {gap:.3f}, {psnr_db:.1f} dB")
         self.bars.update(self.all, completed=self.done + iteration)
-
-
-@contextlib.contextmanager
-def display_scales() -> Iterator[ScaleLines]:
-    """Bars on a terminal, lines elsewhere, for `learn mdf`."""
-    console = rich.console.Console(highlight=False)
-    if not console.is_terminal:
-        yield ScaleLines()
-        return
-    with rich.progress.Progress(*_columns(), console=console, transient=True) as bars:
-        yield ScaleBars(bars)

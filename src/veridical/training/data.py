@@ -86,6 +86,17 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def pick(count: int, generator: torch.Generator) -> int:
+    """One of 0 ... count - 1, each as likely as another."""
+    return int(torch.randint(count, (), generator=generator))
+
+
+def turned(image: Tensor, turn: int) -> Tensor:
+    """One of the 8 turns and flips of (C, H, W): `turn` quarter turns; from 4 on, mirrored afterwards."""
+    image = image.rot90(turn % 4, (1, 2))
+    return (image.flip(2) if turn >= 4 else image).contiguous()
+
+
 def photographs_in(folder: Path) -> list[Photograph]:
     """The images below `folder`, named by their paths inside it: without suffix unless two would then be one."""
     paths = find_images(folder)
@@ -291,10 +302,10 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(self.seed, index)
-        pair = self.items[_draw(len(self.items), generator)]
+        pair = self.items[pick(len(self.items), generator)]
         height, width = self.store.size(pair.sharp)
-        top, left = _draw(height - self.crop + 1, generator), _draw(width - self.crop + 1, generator)
-        turn = _draw(8, generator) if self.flips else 0
+        top, left = pick(height - self.crop + 1, generator), pick(width - self.crop + 1, generator)
+        turn = pick(8, generator) if self.flips else 0
         return self._cut(pair, top, left, turn, generator)
 
     def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -372,12 +383,10 @@ class PairSamples(Samples):
     def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         del generator
         degraded, sharp = (
-            self.store.window(photo, top, left, self.crop, self.crop).rot90(turn % 4, (1, 2))
+            turned(self.store.window(photo, top, left, self.crop, self.crop), turn)
             for photo in (pair.degraded, pair.sharp)
         )
-        if turn >= 4:
-            degraded, sharp = degraded.flip(2), sharp.flip(2)
-        return degraded.contiguous(), sharp.contiguous()
+        return degraded, sharp
 
 
 def batches(
@@ -504,10 +513,6 @@ def _named(photographs: Sequence[Photograph | tuple[str, Tensor]]) -> list[Photo
 
 def _where(photograph: Photograph) -> str:
     return str(photograph.source) if isinstance(photograph.source, Path) else photograph.name
-
-
-def _draw(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
 
 
 def _made_here(samples: Dataset[tuple[Tensor, Tensor]], place: range) -> tuple[Tensor, Tensor]:

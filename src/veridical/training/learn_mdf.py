@@ -19,9 +19,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from veridical.features import mdf as format_
 from veridical.features import weights as files
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
-from veridical.training.data import generator_for
+from veridical.training.data import generator_for, pick
 from veridical.training.device import choose_device
 from veridical.training.learned_file import check_out, run_folder
 from veridical.training.singan import REACH, Convolutions, Generator, discriminator, gradient_penalty
@@ -118,13 +117,18 @@ QUALITIES = {
 }
 
 
-class Watcher(Protocol):
-    """Who watches. gap: the critic's mean score of the seed image less that of the generator's; psnr_db: of what the
-    generator makes; both are means over the last LOG_EVERY iterations."""
+class Watcher:
+    """Hears how the learning goes; a subclass shows it."""
 
-    def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None: ...
-    def step(self, iteration: int, gap: float, psnr_db: float) -> None: ...
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None:
+        """The training of a scale begins, or goes on after iteration `start`."""
+
+    def step(self, iteration: int, gap: float, psnr_db: float) -> None:
+        """Every LOG_EVERY iterations, and their means. gap: the critic's mean score of the seed image less that of what
+        the generator makes; psnr_db: of what it makes."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ def learn_mdf(
     Errors: DataError for an image that is too small, BadOption, RecipeError when the unfinished folder is of another
             call, StorageError, NonFiniteLoss.
     """
-    watcher = watcher or _Silent()
+    watcher = watcher or Watcher()
     check_out(to)
     plan = _plan(
         images, task, degradation_spec, quality, scales, ratio, max_px, inputs, span, iterations, seed, watcher
@@ -240,7 +244,7 @@ def _plan(
     chosen = lookup(QUALITIES, quality, "quality") if isinstance(quality, str) else quality
     if iterations is not None:
         check_whole("iterations", iterations, low=1)
-        chosen = Quality(**{**asdict(chosen), "iterations": iterations})
+        chosen = replace(chosen, iterations=iterations)
     if spec is None:
         spec = lookup(DEGRADATIONS, task, "task")
     span = SPANS.get(task, 1.0) if span is None else span
@@ -298,17 +302,6 @@ def _sha256(image: Tensor) -> str:
     return hashlib.sha256(levels.numpy()).hexdigest()
 
 
-class _Silent:
-    def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None:
-        pass
-
-    def step(self, iteration: int, gap: float, psnr_db: float) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 class _Learner:
     def __init__(
         self, plan: Plan, images: Sequence[tuple[str, Tensor]], to: Path, device: torch.device, watcher: Watcher
@@ -325,7 +318,7 @@ class _Learner:
         self.critics: list[Convolutions] = []
         self.generators: list[Generator] = []
         self.rows: list[tuple[float, ...]] = []
-        self.inputs: list[float] = []  # the mean squared error of each scale's degraded input
+        self.input_errors: list[float] = []  # the mean squared error of each scale's degraded input
 
     # -- the course of the training ------------------------------------------------------------------------
 
@@ -357,7 +350,7 @@ class _Learner:
                 checkpoints.restore_optimizer(optimizer, saved.part(name))
         inputs = self._inputs(scale)
         if saved is None:
-            self.inputs.append(self._input_error(scale, inputs))
+            self.input_errors.append(self._input_error(scale, inputs))
         self.watcher.scale(scale, len(plan.widths), plan.sizes[0][scale], quality.iterations, start)
         decay_from = self._decay_from(scale)
         sums = torch.zeros(3, device=self.device)
@@ -472,10 +465,10 @@ class _Learner:
         least = [min(sizes[scale][axis] for sizes in self.plan.sizes) for axis in (0, 1)]
         height, width = (min(quality.window_px or side, side) for side in least)
         for _ in range(quality.windows):
-            image = _draw(len(inputs), chance)
-            padded = inputs[image][_draw(len(inputs[image]), chance)]
+            image = pick(len(inputs), chance)
+            padded = inputs[image][pick(len(inputs[image]), chance)]
             truth = self.pyramid[image][scale]
-            top, left = _draw(truth.shape[1] - height + 1, chance), _draw(truth.shape[2] - width + 1, chance)
+            top, left = pick(truth.shape[1] - height + 1, chance), pick(truth.shape[2] - width + 1, chance)
             region = padded[:, top : top + height + 2 * BORDER, left : left + width + 2 * BORDER]
             degraded.append(self._degraded(region, chance)[:, MARGIN:-MARGIN, MARGIN:-MARGIN])
             sharp.append(truth[:, top : top + height, left : left + width])
@@ -531,7 +524,10 @@ class _Learner:
             for k, net in enumerate(nets)
             for key, value in net.state_dict().items()
         }
-        state = {"rows": torch.tensor(self.rows, dtype=torch.float64), "inputs": torch.tensor(self.inputs).double()}
+        state = {
+            "rows": torch.tensor(self.rows, dtype=torch.float64),
+            "inputs": torch.tensor(self.input_errors).double(),
+        }
         for name, optimizer in zip(("critic", "generator"), optimizers, strict=True):
             state |= {f"{name}.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
         checkpoints.save(self.work, Checkpoint(len(self.rows), seconds, self.plan.fingerprint(), model, state))
@@ -545,7 +541,7 @@ class _Learner:
             return None
         checkpoints.check_fingerprint(saved, self.plan.fingerprint(), self.work)
         self.rows = [tuple(row) for row in saved.state["rows"].tolist()]
-        self.inputs = saved.state["inputs"].tolist()
+        self.input_errors = saved.state["inputs"].tolist()
         for scale in range(int(self.rows[-1][0]) + 1):
             blank = torch.Generator()
             critic = discriminator(self.plan.widths[scale], blank)
@@ -598,7 +594,12 @@ class _Learner:
             last = [row for row in self.rows if row[0] == scale][-1]
             results.append(
                 ScaleResult(
-                    self.plan.sizes[0][scale], width, int(last[1]), last[2], _psnr(last[3]), _psnr(self.inputs[scale])
+                    self.plan.sizes[0][scale],
+                    width,
+                    int(last[1]),
+                    last[2],
+                    _psnr(last[3]),
+                    _psnr(self.input_errors[scale]),
                 )
             )
         return results
@@ -646,10 +647,6 @@ def _steady(before: list[float], after: list[float]) -> bool:
 def _psnr(squared_error: float) -> float:
     """dB, of images in [-1, 1]."""
     return 10 * math.log10(4 / max(squared_error, 1e-12))
-
-
-def _draw(count: int, chance: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=chance))
 
 
 def _mirrored(image: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from veridical.core.files import IMAGE_SUFFIXES
 from veridical.core.options import check_whole
 from veridical.degradations import Degradation, degradation
 from veridical.degradations.tasks import TASKS
-from veridical.training.data import Photograph, TrainingSamples, generator_for, hold_out, photographs_in
+from veridical.training.data import Photograph, TrainingSamples, generator_for, hold_out, photographs_in, pick, turned
 from veridical.training.video import VIDEO_SUFFIXES, Clip, Window, clips_in, means, motion_of, no_window, windows
 
 # What an adapter for each task learns to order. Other strengths: --weak and --strong.
@@ -205,18 +205,10 @@ class VideoTriplets(Triplets):
         height, width = images[0].shape[:2]
         if min(height, width) < self.crop:
             raise DataError(f"{clip.name} is {width}x{height} px, smaller than a crop of {self.crop} px.")
-
-        def draw(count: int) -> int:
-            return int(torch.randint(count, (), generator=generator))
-
-        top, left = draw(height - self.crop + 1), draw(width - self.crop + 1)
-        turn = draw(8) if self.flips else 0
-        cut = []
-        for image in images:
-            part = torch.from_numpy(image[top : top + self.crop, left : left + self.crop]).permute(2, 0, 1)
-            part = part.rot90(turn % 4, (1, 2))
-            cut.append((part.flip(2) if turn >= 4 else part).contiguous())
-        return Triplet(*cut)
+        top, left = pick(height - self.crop + 1, generator), pick(width - self.crop + 1, generator)
+        turn = pick(8, generator) if self.flips else 0
+        parts = (torch.from_numpy(image[top : top + self.crop, left : left + self.crop]) for image in images)
+        return Triplet(*(turned(part.permute(2, 0, 1), turn) for part in parts))
 
 
 def triplets_from(
