@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from veridical.features.adapter import Adapter, Base
@@ -86,3 +87,15 @@ def regression_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("regressions") / "made-up"
     path.write_text(head + "\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def textures(tmp_path) -> Path:
+    """A folder of four photographs, 400x96 px."""
+    from tests.test_video import texture
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for seed in range(4):
+        Image.fromarray(texture(seed)).save(folder / f"{seed}.png")
+    return folder

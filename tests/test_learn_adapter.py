@@ -16,7 +16,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import veridical
-from tests.test_video import in_folder, moving, texture, written
+from tests.test_video import in_folder, moving, written
 from veridical.cli import app
 from veridical.core.errors import BadOption, NonFiniteLoss, RecipeError, UnknownName, WeightsMissing
 from veridical.features.adapter import Adapter, Base
@@ -307,29 +307,21 @@ def run(*arguments: object):
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "photographs").mkdir()
-    for seed in range(4):
-        Image.fromarray(texture(seed)).save(tmp_path / "photographs" / f"{seed}.png")
-    return tmp_path / "photographs"
-
-
-@pytest.fixture
 def few(network_file) -> list[object]:
     numbers = ("--triplets", 6, "--validation-triplets", 4, "--epochs", 2, "--width", 8, "--crop", 32, "--pool", 2)
     return ["--features", "alexnet", "--block", "relu1", "--weights", network_file("alexnet"), *numbers]
 
 
-def test_the_command_learns_from_photographs(folder, tmp_path, few):
+def test_the_command_learns_from_photographs(textures, tmp_path, few):
     out = tmp_path / "a.safetensors"
-    done = run("--data", folder, "--task", "jpeg", "-o", out, *few)
+    done = run("--data", textures, "--task", "jpeg", "-o", out, *few)
     assert done.exit_code == 0, done.output
     for said in ("the frozen features of alexnet relu1", "of the same picture", "across pictures", "adapter:"):
         assert said in done.output
     assert Adapter.load(out).pool == 2
     with Image.open(tmp_path / "a.run" / "triplets.png") as sheet:
         assert sheet.size == (3 * 192 + 16, 18 + 4 * 196 + 4)
-    again = run("--data", folder, "--task", "jpeg", "-o", out, *few)
+    again = run("--data", textures, "--task", "jpeg", "-o", out, *few)
     assert again.exit_code == 2
     assert "is there already" in again.output
 
@@ -349,14 +341,14 @@ def test_the_command_learns_from_video(tmp_path, few, kind):
     assert learned["data"][0]["windows"].startswith("0-1")
 
 
-def test_the_command_says_what_is_wrong(folder, tmp_path, few):
+def test_the_command_says_what_is_wrong(textures, tmp_path, few):
     (tmp_path / "text.mp4").write_text("no video")
     for arguments, message in (
         (("--data", tmp_path / "text.mp4"), "cannot be read as a video"),
-        (("--data", folder), "say what to order"),
-        (("--data", folder, "--task", "deblurr"), "no strengths of its own"),
+        (("--data", textures), "say what to order"),
+        (("--data", textures, "--task", "deblurr"), "no strengths of its own"),
         (("--data", tmp_path / "nowhere", "--task", "jpeg"), "there is no"),
-        (("--data", folder, "--task", "jpeg", "--kind", "token"), "Did you mean 'token-wise'"),
+        (("--data", textures, "--task", "jpeg", "--kind", "token"), "Did you mean 'token-wise'"),
     ):
         done = run(*arguments, "-o", tmp_path / "c.safetensors", *few)
         assert done.exit_code == 2, done.output

@@ -1,11 +1,8 @@
 """Triplets are a pure function of (seed, index), of one place, in the order of their strengths."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.test_video import in_folder, moving, texture
 from veridical.core.errors import BadOption, DataError, UnknownName
@@ -158,21 +155,13 @@ def options(**changes: object) -> dict[str, object]:
     return {"crop": 32, "count": 6, "validation_count": 3, "seed": 0, **changes}
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "photographs").mkdir()
-    for seed in range(4):
-        Image.fromarray(texture(seed)).save(tmp_path / "photographs" / f"{seed}.png")
-    return tmp_path / "photographs"
-
-
-def test_photographs_are_split_by_name(folder):
-    learn, validate = triplets_from([folder], task="jpeg", **options())
+def test_photographs_are_split_by_name(textures):
+    learn, validate = triplets_from([textures], task="jpeg", **options())
     assert (len(learn), len(validate)) == (6, 3)
     names = [{pair.name for pair in each.samples.items} for each in (learn, validate)]
     assert (len(names[0]), len(names[1])) == (3, 1)
     assert not names[0] & names[1]
-    learn, validate = triplets_from([folder, folder], [folder], task="jpeg", **options())
+    learn, validate = triplets_from([textures, textures], [textures], task="jpeg", **options())
     assert [len(each.samples.items) for each in (learn, validate)] == [8, 4]
 
 
@@ -203,11 +192,11 @@ def test_a_clip_without_motion_is_an_error_or_a_note(tmp_path):
     assert any(text.startswith("left out: still gives no blur") for text in told)
 
 
-def test_data_of_the_wrong_kind_are_refused(folder, tmp_path):
+def test_data_of_the_wrong_kind_are_refused(textures, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     for changes, error, message in (
         ({"data": []}, BadOption, "no data were named"),
-        ({"data": [folder, tmp_path / "a.mp4"]}, DataError, "cannot be mixed"),
+        ({"data": [textures, tmp_path / "a.mp4"]}, DataError, "cannot be mixed"),
         ({"data": [tmp_path]}, DataError, "holds both images and videos"),
         ({"data": [tmp_path / "a.mp4"], "task": "denoise"}, BadOption, "motion blur alone"),
         ({"data": [tmp_path / "absent"]}, DataError, "there is no"),
