@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,88 +11,11 @@ from veridical.core.catalog import Term, call, lookup, options_of, parse_one, su
 from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
-from veridical.distances import FeatureDistance, dists_distance, dists_needs, lpips_distance, lpips_needs
-from veridical.features import weights as files
-from veridical.measures import brisque, ms_ssim, psnr, sharpness_q, ssim
-from veridical.measures.brisque import LEAST_PX
-from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
-from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
+from veridical.distances import dists_needs, lpips_needs
+from veridical.metrics.full_reference import build_dists, build_lpips, build_ms_ssim, build_psnr, build_ssim
+from veridical.metrics.no_reference import brisque_needs, build_brisque, build_sharpness_q
 
 EXAMPLE = "psnr(channel=y)"
-
-Measure = Callable[..., Tensor]
-
-
-class _Function(nn.Module):
-    """A pure function of two images, with the least size that it needs."""
-
-    def __init__(self, function: Measure, min_size: int) -> None:
-        super().__init__()
-        self.function, self.min_size = function, min_size
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.function(prediction, target)
-
-
-class _NoReference(_Function):
-    """The same for one image: the target is not looked at."""
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002
-        return self.function(prediction)
-
-
-class _FeatureDistance(nn.Module):
-    def __init__(self, distance: FeatureDistance) -> None:
-        super().__init__()
-        self.distance = distance
-        self.min_size = distance.features.min_size
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.distance(prediction, self.distance.see(target))
-
-
-def _psnr() -> nn.Module:
-    """Peak signal-to-noise ratio for images in [0, 1]; identical images give inf. Source: see `measures.psnr`."""
-    return _Function(psnr, 1)
-
-
-def _ssim(*, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
-    """Structural similarity, Gaussian window. Wang et al. 2004."""
-    check_window("ssim", window_size, sigma_px)
-    return _Function(partial(ssim, window_size=window_size, sigma_px=sigma_px), window_size)
-
-
-def _ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
-    """Structural similarity at several scales; five, the default, need 161 px. Wang, Simoncelli, Bovik 2003."""
-    check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
-    check_window("ms-ssim", window_size, sigma_px)
-    measure = partial(ms_ssim, scales=scales, window_size=window_size, sigma_px=sigma_px)
-    return _Function(measure, least_size(scales, window_size))
-
-
-def _lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
-    """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
-    return _FeatureDistance(lpips_distance(net, weights=weights))
-
-
-def _dists(*, weights: str | None = None) -> nn.Module:
-    """Learned distance DISTS: a texture may be another of its kind. Ding et al. 2020."""
-    return _FeatureDistance(dists_distance(weights=weights))
-
-
-def _sharpness_q(*, variant: Variant = "singular") -> nn.Module:
-    """Sharpness of the image alone, no reference; rewards ringing too. Zhu & Milanfar 2010."""
-    check_choice("variant of sharpness-q", variant, THRESHOLD)
-    return _NoReference(partial(sharpness_q, variant=variant), PATCH)
-
-
-def _brisque(*, weights: str | None = None) -> nn.Module:
-    """Unnaturalness of the image alone, by statistics of its contrasts; no reference. Mittal et al. 2012."""
-    return _NoReference(partial(brisque, regression=files.load("brisque", path=weights).tensors), LEAST_PX)
-
-
-def _brisque_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
-    return () if options.get("weights") else ("brisque",)
 
 
 @dataclass(frozen=True)
@@ -119,19 +41,21 @@ class MetricEntry:
 
 
 METRICS: dict[str, MetricEntry] = {
-    "psnr": MetricEntry(_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
-    "ssim": MetricEntry(_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
-    "ms-ssim": MetricEntry(_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
-    "lpips": MetricEntry(_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
-    "dists": MetricEntry(_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
-    "sharpness-q": MetricEntry(_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False),
+    "psnr": MetricEntry(build_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
+    "ssim": MetricEntry(build_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
+    "ms-ssim": MetricEntry(build_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
+    "lpips": MetricEntry(build_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
+    "dists": MetricEntry(build_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
+    "sharpness-q": MetricEntry(
+        build_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False
+    ),
     "brisque": MetricEntry(
-        _brisque,
+        build_brisque,
         "BRISQUE",
         higher_is_better=False,
         range="about 0 to 100",
         reference=False,
-        needs=_brisque_needs,
+        needs=brisque_needs,
     ),
 }
 

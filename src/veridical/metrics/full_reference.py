@@ -1,0 +1,61 @@
+"""Builders of the metrics that compare an image with its reference; the table is in `metrics/__init__.py`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from veridical.core.options import check_whole
+from veridical.distances import FeatureDistance, dists_distance, lpips_distance
+from veridical.measures import ms_ssim, psnr, ssim
+from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
+
+
+class OfPair(nn.Module):
+    """A pure function of two images, with the least size that it needs."""
+
+    def __init__(self, function: Callable[..., Tensor], min_size: int) -> None:
+        super().__init__()
+        self.function, self.min_size = function, min_size
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.function(prediction, target)
+
+
+class OfFeatures(nn.Module):
+    def __init__(self, distance: FeatureDistance) -> None:
+        super().__init__()
+        self.distance = distance
+        self.min_size = distance.features.min_size
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.distance(prediction, self.distance.see(target))
+
+
+def build_psnr() -> nn.Module:
+    """Peak signal-to-noise ratio for images in [0, 1]; identical images give inf. Source: see `measures.psnr`."""
+    return OfPair(psnr, 1)
+
+
+def build_ssim(*, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
+    """Structural similarity, Gaussian window. Wang et al. 2004."""
+    check_window("ssim", window_size, sigma_px)
+    return OfPair(partial(ssim, window_size=window_size, sigma_px=sigma_px), window_size)
+
+
+def build_ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
+    """Structural similarity at several scales; five, the default, need 161 px. Wang, Simoncelli, Bovik 2003."""
+    check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
+    check_window("ms-ssim", window_size, sigma_px)
+    measure = partial(ms_ssim, scales=scales, window_size=window_size, sigma_px=sigma_px)
+    return OfPair(measure, least_size(scales, window_size))
+
+
+def build_lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
+    """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
+    return OfFeatures(lpips_distance(net, weights=weights))
+
+
+def build_dists(*, weights: str | None = None) -> nn.Module:
+    """Learned distance DISTS: a texture may be another of its kind. Ding et al. 2020."""
+    return OfFeatures(dists_distance(weights=weights))
