@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 
 from tests.photographs import photograph, write_photographs
 from veridical import __version__
-from veridical.cli import _split, app
+from veridical.cli import app
+from veridical.cli.common import split_list
 from veridical.comparison.progress import Lines
 from veridical.core.errors import VeridicalError
 from veridical.degradations import DEGRADATIONS, TASKS
@@ -198,9 +199,13 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_lists_are_split_at_top_level_commas() -> None:
-    assert _split("a,b(x=1, y=(2, 3)), 0.8*l2 + 0.2*lpips", "losses") == ["a", "b(x=1, y=(2, 3))", "0.8*l2 + 0.2*lpips"]
+    assert split_list("a,b(x=1, y=(2, 3)), 0.8*l2 + 0.2*lpips", "losses") == [
+        "a",
+        "b(x=1, y=(2, 3))",
+        "0.8*l2 + 0.2*lpips",
+    ]
     with pytest.raises(VeridicalError, match="have an empty entry"):
-        _split("a,,b", "losses")
+        split_list("a,,b", "losses")
 
 
 def test_settings_and_options_win_over_the_recipe(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""The commands `veridical bench ...`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veridical.cli.common import bench_app, counter, guarded, print_table, split_list
+
+
+@bench_app.command("losses")
+@guarded
+def bench_losses(
+    only: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'ssim,lpips(net=vgg),metric psnr'. All when left out.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Of the images, in place of each case's own: 4x3x256x256.")] = None,
+    seconds: Annotated[float, typer.Option(help="For the timing of one case.")] = 6.0,
+    repeats: Annotated[int, typer.Option(help="Calls of each at the least, whatever the seconds.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of torch; 0 for its default.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Networks with random weights: the times are the same.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder for performance.md, .json and .svg.")] = Path("bench"),
+    costs: Annotated[
+        Path | None, typer.Option(help="Instead: write here what each loss costs as a multiple of l2.")
+    ] = None,
+) -> None:
+    """Measure the losses and metrics beside other libraries: time, memory, and whether they compute the same.
+
+    Peers that are not installed (pip install "veridical[bench]") or cannot be imported are named and left out.
+    """
+    from veridical.benchmark import report
+    from veridical.benchmark.run import Settings, measure, measure_costs, read_size
+    from veridical.core.files import atomic_write
+    from veridical.training.device import choose_device
+
+    settings = Settings(
+        only=tuple(split_list(only, "cases")) if only else (),
+        size=read_size(size) if size else None,
+        seconds=seconds,
+        repeats=repeats,
+        threads=threads,
+        device=str(choose_device(device)),
+        random_weights=random_weights,
+    )
+    with counter("measuring") as advance:
+        if costs is not None:
+            found = measure_costs(settings, advance)
+            atomic_write(costs, (json.dumps(found, indent=1) + "\n").encode())
+            print(f"what {len(found['relative_to_l2'])} losses cost: {costs}")
+            return
+        result = measure(settings, advance)
+    paths = report.write(result, out)
+    for title, rows in report.sections(result):
+        print_table(title, report.COLUMNS, report.table(rows))
+    for note in report.notes(result):
+        print(f"- {note}")
+    print(f"measurements: {', '.join(map(str, paths))}")

@@ -1,0 +1,396 @@
+"""The commands that train and compare: compare, train, tune, report, probe."""
+
+import functools
+import inspect
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list, stdout_console
+from veridical.core import catalog
+from veridical.core.errors import VeridicalError
+
+if TYPE_CHECKING:
+    from veridical.comparison.report import Run
+    from veridical.comparison.tune import Search
+    from veridical.training.recipe import Recipe
+
+
+@app.command("probe")
+@guarded
+def probe_losses(
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'l1,ssim,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="The losses of one family, or of all, one after the other: 'pixel', 'all'.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="A sharp photograph; one that is at hand when left out.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for probe.html, its numbers and pictures.")
+    ] = Path("probe"),
+    steps: Annotated[int, typer.Option(help="Of descending each loss on the pixels; 0 leaves that out.")] = 150,
+    crop: Annotated[int, typer.Option(help="Side of the part of the image that is used, in pixels.")] = 192,
+    psnr: Annotated[str, typer.Option(help="Of the distortions, in dB, separated by commas.")] = "24,28,32",
+    start: Annotated[str, typer.Option(help="The degradation to descend from.")] = "gaussian-blur(sigma_px=2)",
+    lr: Annotated[float, typer.Option(help="Learning rate of descending, in intensity.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write a page of Markdown with its pictures here, too.")
+    ] = None,
+) -> None:
+    """Show what a loss sees: its value for blur, noise, JPEG and others at equal PSNR, and the image it leads to."""
+    from veridical.comparison import probe_page
+    from veridical.comparison.probe import NothingToProbe, Settings, probe
+    from veridical.losses.reference import FAMILIES, family_specs
+
+    if (losses is None) == (family is None):
+        raise VeridicalError("name the losses to probe: either --losses 'l1,ssim' or --family NAME.")
+    try:
+        psnr_db = tuple(float(each) for each in split_list(psnr, "PSNRs"))
+    except ValueError:
+        raise VeridicalError(
+            f"--psnr must be numbers of dB separated by commas, such as 24,28,32; got {psnr!r}."
+        ) from None
+    settings = Settings(
+        image=image, crop=crop, psnr_db=psnr_db, start=start, steps=steps, lr=lr, seed=seed, device=device
+    )
+    if losses is not None:
+        wanted = {"losses": ("What the losses see", split_list(losses, "losses"), out)}
+    else:
+        names = list(FAMILIES) if family == "all" else [str(family)]
+        chosen = {name: catalog.lookup(FAMILIES, name, "family of losses") for name in names}
+        wanted = {
+            name: (each.title, family_specs(name), out / name if family == "all" else out)
+            for name, each in chosen.items()
+        }
+    for name, (title, specs, folder) in wanted.items():
+        try:
+            with counter(f"probing {name}") as advance:
+                about = probe(specs, folder, settings, progress=advance)
+        except NothingToProbe as error:
+            if family != "all":
+                raise
+            complain(f"left out: {name}: {error}")
+            continue
+        for left in about["left_out"]:
+            complain(f"left out: {left['name']}: {left['reason']}")
+        for note in about["notes"]:
+            complain(f"note: {note}")
+        page = probe_page.write_page(folder)
+        db = f"{about['settings']['psnr_db'][probe_page.middle(about)]:g} dB"
+        print_table(f"{title}: what each makes of {db} of error, over its mean", *probe_page.table(about))
+        if steps:
+            print_table(f"descended for {counted(steps, 'step')}", *probe_page.outcomes(about))
+        print(f"page: {page}")
+        if markdown is not None:
+            print(f"markdown: {probe_page.write_markdown(folder, markdown, name, title)}")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a command that trains was asked for. values: keys of the recipe, None where not given."""
+
+    recipe: Path | None
+    values: dict[str, object]
+    settings: list[str]
+    out: Path | None
+    demo: bool
+
+    def chosen(self, losses: list[str] | None) -> tuple["Recipe", Path]:
+        """The recipe with these losses, and the folder of the run."""
+        values = {**self.values, "losses": losses}
+        recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo)
+        return recipe, _chosen_folder(recipe, self.out)
+
+
+def _training_options(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML). Options win over it.")] = None,
+    task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to evaluate on.")] = None,
+    pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to train on, of the same names."),
+    ] = None,
+    evaluate_pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to evaluate on."),
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
+    degradation: Annotated[str | None, typer.Option(help="In place of the task's own: 'box-blur(size=5)'.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the model of one loss of a run, such as runs/x/l1; the model is then that one."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="In place of the task's own: 'unet(levels=3)'.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the model's first layers.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps for each loss.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crops in a step.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a training crop, in pixels.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the initial weights, the crops, the noise and the losses.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; the same command with the same folder continues.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="A training of minutes, on photographs that are at hand.")
+    ] = False,
+) -> _Asked:
+    """The options of every command that trains."""
+    values: dict[str, object] = {
+        "task": task,
+        "data.train": data,
+        "data.evaluate": evaluate,
+        "data.pairs": pairs,
+        "data.pairs_evaluate": evaluate_pairs,
+        "metrics": None if metrics is None else split_list(metrics, "metrics"),
+        "degradation": degradation,
+        "init": init,
+        "model.name": model,
+        "model.width": width,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.crop": crop,
+        "training.lr": lr,
+        "training.seed": seed,
+        "training.device": device,
+    }
+    return _Asked(recipe, values, settings or [], out, demo)
+
+
+def _trains(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of training besides its own; it gets what they say as its first argument."""
+    first, *others = inspect.signature(_training_options).parameters.values()
+    _, *own = inspect.signature(command).parameters.values()
+    parameters = [first, *own, *others]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        asked = _training_options(**{each.name: given.pop(each.name) for each in (first, *others)})
+        command(asked, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+@app.command("compare")
+@guarded
+@_trains
+def compare_losses(
+    asked: _Asked,
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+    ] = None,
+) -> None:
+    """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
+    from veridical.comparison.progress import display
+    from veridical.comparison.sweep import compare
+
+    recipe, folder = asked.chosen(None if losses is None else split_list(losses, "losses"))
+    with display() as observer:
+        compare(recipe, folder, observer, leave_out=asked.demo)
+    _print_result(folder)
+
+
+@app.command("train")
+@guarded
+@_trains
+def train_one(
+    asked: _Asked,
+    loss: Annotated[
+        str | None, typer.Option(help="One, such as 'charbonnier + 0.05*edge'. See: veridical losses.")
+    ] = None,
+) -> None:
+    """Train a model on one loss, from random weights or (--init) from another run's; leaves the folder of a comparison
+    of one."""
+    from veridical.comparison.progress import display
+    from veridical.comparison.sweep import compare
+
+    losses = None if loss is None else split_list(loss, "losses")
+    if loss is None and asked.recipe is None:
+        raise VeridicalError("no loss was named. Expected --loss, such as --loss l1. See: veridical losses.")
+    recipe, folder = asked.chosen(losses)
+    if len(recipe.losses) != 1:
+        raise VeridicalError(
+            f"one loss is trained at a time, but {len(recipe.losses)} are named: {', '.join(recipe.losses)}. Expected "
+            "--loss with one; to train several and compare them: veridical compare."
+        )
+    with display() as observer:
+        compare(recipe, folder, observer, leave_out=asked.demo)
+    read = _print_result(folder)
+    model = read.folder / read.entry(*recipe.losses).slug
+    print(f"model: {model}")
+    print(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(str(model))} --out FOLDER")
+    print(f"  go on from it with another loss: veridical train --init {shlex.quote(str(model))} --loss LOSS ...")
+
+
+def _chosen_recipe(
+    recipe: Path | None, values: Mapping[str, object], settings: Sequence[str] | None, *, demo: bool
+) -> "Recipe":
+    """The recipe with the options of a command, None where not given, and then its --set."""
+    from veridical.comparison.sweep import demo_recipe
+    from veridical.training.recipe import load_recipe
+
+    overrides = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
+    overrides += settings or []
+    if demo and recipe is not None:
+        raise VeridicalError(f"--demo is a recipe of its own; leave out either it or {recipe}.")
+    chosen = demo_recipe(overrides) if demo else load_recipe(recipe, overrides)
+    if not demo and recipe is None and not (chosen.data.train or chosen.data.pairs):
+        raise VeridicalError(
+            "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, --demo."
+        )
+    return chosen
+
+
+def _chosen_folder(recipe: "Recipe", out: Path | None) -> Path:
+    """The run folder; told to `safe`, so that whoever stops the command hears where the work is."""
+    from veridical.comparison.folder import choose_folder
+
+    folder = choose_folder(recipe, out)
+    safe.where = folder
+    if out is None and recipe.out is None:
+        safe.again = f"run the same command again with --out {folder} to continue"
+    return folder
+
+
+@app.command("tune")
+@guarded
+def tune_weights(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML) with one loss. Options win over it.")] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="A sum, with weights to begin at: 'l1 + 0.01*lpips + 0.003*pdl'.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Folder of photographs that a comparison evaluates on: not looked at.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
+    trials: Annotated[int, typer.Option(help="How many weights to try, with those of an earlier call.")] = 20,
+    span: Annotated[
+        float, typer.Option("--range", help="Each weight is searched from 1/RANGE to RANGE times the one given.")
+    ] = 100.0,
+    steps: Annotated[int | None, typer.Option(help="Training steps for each trial.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the trainings and of the search.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; the same command with the same folder continues.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Small trainings, on photographs that are at hand.")] = False,
+) -> None:
+    """Search the weights of a sum of losses by the aggregate score, one training for each trial.
+
+    The first term's weight stays. Trials are scored on photographs held out of those trained on, never on those that a
+    comparison evaluates on: compare the loss that is found with others afterwards.
+    """
+    from veridical.comparison.progress import display
+    from veridical.comparison.tune import tune
+
+    values: dict[str, object] = {
+        "task": task,
+        "data.train": data,
+        "data.evaluate": evaluate,
+        "losses": None if losses is None else [losses],
+        "metrics": None if metrics is None else split_list(metrics, "metrics"),
+        "training.steps": steps,
+        "training.seed": seed,
+        "training.device": device,
+    }
+    chosen = _chosen_recipe(recipe, values, settings, demo=demo)
+    folder = _chosen_folder(chosen, out)
+    with display() as observer:
+        search = tune(chosen, folder, observer, trials=trials, span=span)
+    _print_search(search)
+
+
+def _print_search(search: "Search") -> None:
+    """The trials from the best down, the best as a line to paste, and where the pictures are."""
+    from veridical.comparison import report
+    from veridical.comparison.tune import PICTURE
+
+    names = list(search.input)
+
+    def cells(means: Mapping[str, float]) -> list[str]:
+        return [f"{means[name]:.4f}" if name in means else "-" for name in names]
+
+    rows = [("-", "degraded input", "1.0000", *cells(search.input))]
+    rows += [
+        (str(trial.number), trial.spec, f"{trial.score:.4f}", *cells(trial.means))
+        for trial in sorted(search.done, key=lambda trial: -(trial.score or 0.0))
+    ]
+    print()
+    print_table(f"score = {search.formula}", ("trial", "loss", "score", *names), rows)
+    for trial in search.trials:
+        if trial.status == "failed":
+            complain(f"trial {trial.number}, {trial.spec}, failed: {trial.error}")
+    first, best = search.trials[0], search.best
+    began = f"{first.score:.4f}" if first.score is not None else "none"
+    print(f"best of {len(search.done)}, with a score of {best.score:.4f} (the weights given: {began}):")
+    print(f"  {best.spec}")
+    print(f"score against weights: {search.folder / PICTURE}")
+    print(f"report: {report.write_report(report.read_run(search.folder))}")
+
+
+def _toml(value: object) -> str:
+    """A TOML value. Paths and strings are quoted as JSON, which TOML reads."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
+
+
+def _print_result(run: Path) -> "Run":
+    """The table, the verdict and where the report is: what a comparison is for."""
+    from veridical.comparison import report
+
+    read = report.read_run(run)
+    path = report.write_report(read)
+    console = stdout_console()
+    console.print()
+    console.print(report.table(read, bold=console.is_terminal))
+    console.print()
+    if read.analysis.runner_up is not None:
+        print(report.verdict(read))
+    print(f"report: {path}")
+    return read
+
+
+@app.command("report")
+@guarded
+def rebuild_report(
+    run: Annotated[Path, typer.Argument(help="The folder of a comparison, such as runs/x.")],
+    only: Annotated[
+        str, typer.Option(help="Print the table of the images whose names begin so: 'kodak24/'. No page is written.")
+    ] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown, with intervals. No page is written.")
+    ] = False,
+) -> None:
+    """Build report.html of a run again, from its files alone, and print its table."""
+    from veridical.comparison import report
+
+    if markdown:
+        print(report.markdown(report.read_run(run, only=only)), end="")
+    elif only:
+        read = report.read_run(run, only=only)
+        stdout_console().print(report.table(read, bold=stdout_console().is_terminal))
+        print(report.verdict(read))
+    else:
+        _print_result(run)

@@ -1,0 +1,77 @@
+"""The commands on images: restore, score."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list
+
+
+@app.command("restore")
+@guarded
+def restore_photographs(
+    inputs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
+    run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results; never the input's.")],
+    tile: Annotated[int, typer.Option(help="Side of a tile, in pixels; more needs more memory.")] = 512,
+    overlap: Annotated[int, typer.Option(help="What neighbouring tiles share, in pixels.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Restore photographs with a model that a comparison has trained.
+
+    Any size; alpha, orientation, 8 or 16 bits, colour profile and grey stay as they are. Results are PNG (TIFF for
+    TIFF). A file that cannot be read is reported and skipped; the status is then 1.
+    """
+    from veridical.comparison.restore import restore
+
+    safe.where, safe.again = out, "run the same command again with --overwrite, or with the files that are left"
+    with counter("restoring") as advance:
+
+        def on_image(number: int, total: int, source: Path, reason: str | None) -> None:
+            advance(number, total, source.name)
+            if reason is not None:
+                complain(f"skipped: {reason}")
+
+        result = restore(
+            run, inputs, out, tile=tile, overlap=overlap, overwrite=overwrite, device=device, on_image=on_image
+        )
+    print(f"restored {counted(len(result.written), 'photograph')} into {out}")
+    if result.skipped:
+        complain(f"skipped {counted(len(result.skipped), 'file')} that cannot be read")
+        raise typer.Exit(1)
+
+
+@app.command("score")
+@guarded
+def score_images(
+    out: Annotated[Path, typer.Argument(help="Restored images: a file or a folder.")],
+    reference: Annotated[
+        Path | None, typer.Argument(help="Their references, matched by name; not needed by sharpness-q.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Separated by commas.")] = "psnr,ssim,ms-ssim,lpips,sharpness-q",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the value of every image here, too.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """Score images on disk against their references."""
+    import polars as pl
+
+    from veridical.comparison.score import score
+    from veridical.core.files import atomic_write
+
+    labels = split_list(metrics, "metrics")
+    with counter("scoring") as advance:
+        rows = score(out, reference, labels, device=device, on_image=lambda n, total: advance(n, total, ""))
+    if csv is not None:
+        atomic_write(csv, rows.write_csv().encode())
+    names = list(dict.fromkeys(rows["metric"]))
+    table = rows.pivot(on="metric", index="image", values="value")
+    means = rows.group_by("metric").agg(pl.col("value").mean())
+    mean = dict(zip(means["metric"], means["value"], strict=True))
+    lines = [(str(row["image"]), *(f"{row[name]:.4f}" for name in names)) for row in table.iter_rows(named=True)]
+    if len(lines) > 1:
+        lines.append(("mean", *(f"{mean[name]:.4f}" for name in names)))
+    print_table(f"{out} against {reference}" if reference else f"{out}", ("image", *names), lines)
+    if csv is not None:
+        print(f"every value: {csv}")

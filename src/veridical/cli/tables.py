@@ -1,0 +1,132 @@
+"""The commands that list what there is by name: losses, metrics, degradations, models."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import rich.console
+import rich.table
+import rich.text
+import typer
+
+from veridical.cli.common import app, guarded, print_entry, print_table, stdout_console
+from veridical.core import catalog
+
+if TYPE_CHECKING:
+    from veridical.losses.reference import Reference
+
+
+@app.command("losses")
+@guarded
+def list_losses(
+    name: Annotated[str | None, typer.Argument(help="Show this loss in full.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all losses, docs/losses.md.")] = False,
+) -> None:
+    """List the losses, or show one: its formula, when to use it, where it is weak, its options, what it costs."""
+    from veridical.losses import LOSSES, reference
+
+    if markdown:
+        print(reference.markdown(), end="")
+        return
+    if name is not None:
+        _print_loss(reference.reference(name), LOSSES[name].kernel())
+        return
+    rows = [
+        (name, entry.summary, ", ".join(entry.needs({})) or "-", ", ".join(entry.optimises) or "-")
+        for name, entry in LOSSES.items()
+    ]
+    print_table("Losses", ("name", "what it is", "needs weights", "optimises"), rows)
+    print(
+        "Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)', 'l1 + auto*lpips'. Options of one: veridical losses NAME"
+    )
+
+
+def _print_loss(known: "Reference", kernel: str) -> None:
+    """A loss in full, in two columns that fit 80 characters."""
+    from veridical.losses import reference
+
+    options = ", ".join(f"{option}={default}" for option, default in known.options.items())
+    facts = {
+        "Formula": known.formula,
+        "Range": known.range,
+        "Use": known.use,
+        "Weak": known.weak,
+        "Options": options or "none",
+        "": known.args,
+        "Needs": known.needs,
+        "Optimises": ", ".join(known.optimises),
+        "Cost": reference.cost(known) + (f" ({reference.measured_on()})" if known.cost is not None else ""),
+        "Computed by": kernel,
+        "Source": known.source,
+    }
+    grid = rich.table.Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in facts.items():
+        if text:
+            grid.add_row(label, rich.text.Text(text))
+    console = rich.console.Console(
+        width=min(stdout_console().width, 100) if sys.stdout.isatty() else 80, highlight=False
+    )
+    console.print(rich.text.Text(known.name, style="bold"))
+    for paragraph in filter(None, [known.summary, *known.text.split("\n")]):
+        console.print(rich.text.Text(paragraph))
+        console.print()
+    console.print(grid)
+
+
+@app.command("metrics")
+@guarded
+def list_metrics(name: Annotated[str | None, typer.Argument(help="Show this metric in full.")] = None) -> None:
+    """List the metrics, or show one with its options."""
+    from veridical.metrics import METRICS
+
+    if name is not None:
+        entry = catalog.lookup(METRICS, name, "metric")
+        print_entry(name, entry.build, [])
+        print("  channel = 'rgb'  (or 'y': the luma on which super-resolution papers measure, or 'luma': full range)")
+        print("  border = 0  (pixels left out on every side)")
+        return
+    rows = [
+        (
+            name,
+            "higher" if entry.higher_is_better else "lower",
+            entry.unit or "-",
+            entry.range,
+            "yes" if entry.reference else "no",
+            ", ".join(entry.needs({})) or "-",
+        )
+        for name, entry in METRICS.items()
+    ]
+    columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights")
+    print_table("Metrics", columns, rows)
+    print("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
+
+
+@app.command("degradations")
+@guarded
+def list_degradations(
+    name: Annotated[str | None, typer.Argument(help="Show this degradation in full.")] = None,
+) -> None:
+    """List the degradations and the tasks, or show one degradation with its options."""
+    from veridical.degradations import DEGRADATIONS, TASKS
+
+    if name is not None:
+        print_entry(name, catalog.lookup(DEGRADATIONS, name, "degradation"), [])
+        return
+    print_table("Degradations", ("name", "what it does"), [(n, catalog.summary_of(d)) for n, d in DEGRADATIONS.items()])
+    rows = [(name, task.summary, task.degradation, task.model) for name, task in TASKS.items()]
+    print_table("Tasks", ("name", "what is mended", "degradation", "model"), rows)
+    print("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
+
+
+@app.command("models")
+@guarded
+def list_models(name: Annotated[str | None, typer.Argument(help="Show this model in full.")] = None) -> None:
+    """List the models, or show one with its options."""
+    from veridical.models import MODELS
+
+    if name is not None:
+        print_entry(name, catalog.lookup(MODELS, name, "model"), [])
+        return
+    print_table("Models", ("name", "what it is"), [(name, catalog.summary_of(model)) for name, model in MODELS.items()])
+    print("Options of one: veridical models NAME")
