@@ -517,8 +517,9 @@ def test_the_most_detailed_window_is_chosen():
 
 
 def test_labels_of_the_plot_do_not_overlap():
-    points = [(f"loss number {i}", i, 30 + 0.01 * (i % 3), 0.1 + 0.001 * i) for i in range(8)]
-    chart = charts.scatter([*points, ("input", None, 20.0, 0.9)], x_rises=True, y_rises=False, width=760, height=440)
+    points = [charts.Point(f"loss number {i}", i, 30 + 0.01 * (i % 3), 0.1 + 0.001 * i) for i in range(8)]
+    points.append(charts.Point("input", None, 20.0, 0.9))
+    chart = charts.scatter(points, x_rises=True, y_rises=False, width=760, height=440)
     assert chart.off_chart
     assert len(chart.marks) == 8
     spans = []
@@ -532,7 +533,7 @@ def test_labels_of_the_plot_do_not_overlap():
 
 
 def test_better_is_up_and_to_the_right_whatever_the_direction():
-    points = [("good", 0, 32.0, 0.1), ("bad", 1, 30.0, 0.3)]
+    points = [charts.Point("good", 0, 32.0, 0.1), charts.Point("bad", 1, 30.0, 0.3)]
     good, bad = charts.scatter(points, x_rises=True, y_rises=False, width=700, height=400).marks
     assert good.x > bad.x
     assert good.y < bad.y  # SVG's y grows downwards

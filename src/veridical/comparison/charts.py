@@ -1,14 +1,20 @@
 """The geometry of a page's plots: numbers in, pixel coordinates out. The templates draw them as SVG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import gaussian_kde
+
+from veridical.comparison.statistics import Interval
 
 COLOURS = 10  # how many series colours report.css defines
+FEWEST_FOR_SHAPE = 5  # of fewer values a density would be an invention: they are drawn as dots alone
+MOST_DOTS = 60  # with more values than this a violin is drawn without its dots
+_SQUEEZED = 3.5  # a row or point that would make the axis this much longer is not drawn
 _CHARACTER_PX = 7.2  # mean width of a label's character at the report's 12 px
 _LINE_PX = 15.0
 
@@ -52,14 +58,32 @@ class Tick:
     text: str
 
 
+Range = tuple[float, float]
+
+
 @dataclass(frozen=True)
-class Mark:
-    """One labelled point. anchor: SVG's text-anchor. leader: a line joins the point and its far label."""
+class Point:
+    """One row of a scatter plot in its own units. series: None for the degraded input. x_range, y_range: intervals."""
 
     name: str
     series: int | None
     x: float
     y: float
+    x_range: Range | None = None
+    y_range: Range | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One labelled point. anchor: SVG's text-anchor. leader: a line joins the point and its far label. x_arm, y_arm:
+    the ends of its cross."""
+
+    name: str
+    series: int | None
+    x: float
+    y: float
+    x_arm: Range | None
+    y_arm: Range | None
     label_x: float
     label_y: float
     anchor: str
@@ -82,8 +106,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Scatter(Frame):
+    """front: names of the rows that no other beats on both axes, the degraded input not counted; stairs: the SVG path
+    that bounds what they beat. off_chart: the degraded input lies too far away to be drawn."""
+
     marks: tuple[Mark, ...]
-    off_chart: bool  # the degraded input lies too far away to be drawn
+    front: tuple[str, ...]
+    stairs: str
+    off_chart: bool
 
 
 @dataclass(frozen=True)
@@ -139,41 +168,65 @@ def _texts(values: Sequence[float]) -> list[str]:
     return [f"{v:g}" for v in values]
 
 
-def scatter(
-    points: Sequence[tuple[str, int | None, float, float]],
-    *,
-    x_rises: bool,
-    y_rises: bool,
-    width: int,
-    height: int,
-) -> Scatter:
+def scatter(points: Sequence[Point], *, x_rises: bool, y_rises: bool, width: int, height: int) -> Scatter:
     """Points with their names beside them; better is always to the right and upwards.
 
-    Args: points: (name, series, x, y); series None is the degraded input, drawn only when it does not squeeze
-          the others. x_rises, y_rises: whether a higher value is better on that axis.
+    Args: points: the degraded input among them is drawn only when it does not squeeze the others. x_rises, y_rises:
+          whether a higher value is better on that axis.
     """
-    trained = [p for p in points if p[1] is not None]
+    trained = [p for p in points if p.series is not None]
     drawn = list(points)
     for everything, ours in (
-        ([x for _, _, x, _ in points], [x for _, _, x, _ in trained]),
-        ([y for *_, y in points], [y for *_, y in trained]),
+        ([p.x for p in points], [p.x for p in trained]),
+        ([p.y for p in points], [p.y for p in trained]),
     ):
         spread = np.ptp(ours) or abs(ours[0]) * 0.02 or 1.0
-        if np.ptp(everything) > 3.5 * spread:
+        if np.ptp(everything) > _SQUEEZED * spread:
             drawn = trained
     left, right, top, bottom = 62.0, width - 18.0, 14.0, height - 46.0
-    x_of, x_ticks = _scale([p[2] for p in drawn], left, right, x_rises, 4 if width < 500 else 6)
-    y_of, y_ticks = _scale([p[3] for p in drawn], bottom, top, y_rises, 5)
-    at = [(x_of(p[2]), y_of(p[3])) for p in drawn]
-    labels = _place([p[0] for p in drawn], at, (left, top, right, bottom))
+    xs = [v for p in drawn for v in (p.x, *(p.x_range or ()))]
+    ys = [v for p in drawn for v in (p.y, *(p.y_range or ()))]
+    x_of, x_ticks = _scale(xs, left, right, x_rises, 4 if width < 500 else 6)
+    y_of, y_ticks = _scale(ys, bottom, top, y_rises, 5)
+    at = [(x_of(p.x), y_of(p.y)) for p in drawn]
+    x_arms = [_placed(x_of, p.x_range) for p in drawn]
+    y_arms = [_placed(y_of, p.y_range) for p in drawn]
+    boxes = [(arm[0], y - 2, arm[1], y + 2) for arm, (_, y) in zip(x_arms, at, strict=True) if arm]
+    boxes += [(x - 2, arm[0], x + 2, arm[1]) for arm, (x, _) in zip(y_arms, at, strict=True) if arm]
+    labels = _place([p.name for p in drawn], at, boxes, (left, top, right, bottom))
+    front = _front([(x, -y) if p.series is not None else None for p, (x, y) in zip(drawn, at, strict=True)])
+    stairs = ""
+    for x, y in (at[i] for i in front):
+        stairs += f"V{y:.1f}H{x:.1f}" if stairs else f"M{left:.1f} {y:.1f}H{x:.1f}"
     return Scatter(
         width, height, left, right, top, bottom, x_ticks, y_ticks,
         tuple(
-            Mark(name, series, x, y, *label)
-            for (name, series, _, _), (x, y), label in zip(drawn, at, labels, strict=True)
+            Mark(p.name, p.series, x, y, x_arm, y_arm, *label)
+            for p, (x, y), x_arm, y_arm, label in zip(drawn, at, x_arms, y_arms, labels, strict=True)
         ),
+        front=tuple(drawn[i].name for i in front),
+        stairs=stairs + f"V{bottom:.1f}",
         off_chart=len(drawn) < len(points),
     )  # fmt: skip
+
+
+def _placed(place: Callable[[float], float], ends: Range | None) -> Range | None:
+    """The ends of an interval in pixels, the lesser first."""
+    if ends is None:
+        return None
+    a, b = place(ends[0]), place(ends[1])
+    return min(a, b), max(a, b)
+
+
+def _front(points: Sequence[Range | None]) -> list[int]:
+    """Indices of the points (more is better on both axes) that no other beats on both, by rising first coordinate."""
+    known = [(x, y, i) for i, point in enumerate(points) if point is not None for x, y in (point,)]
+    kept = [
+        (x, i)
+        for x, y, i in known
+        if not any(a >= x and b >= y and (a > x or b > y) for a, b, _ in known)
+    ]  # fmt: skip
+    return [i for _, i in sorted(kept)]
 
 
 def _scale(values: Sequence[float], start: float, end: float, rises: bool, count: int):
@@ -191,10 +244,10 @@ def _scale(values: Sequence[float], start: float, end: float, rises: bool, count
     return place, tuple(Tick(place(v), text) for v, text in zip(at, _texts(at), strict=True))
 
 
-def _place(names, at, bounds):
-    """A place for every name: the nearest spot that touches no marker and no name already placed."""
+def _place(names, at, boxes, bounds):
+    """A place for every name: the nearest spot that touches no marker, none of the boxes and no name already placed."""
     left, top, right, bottom = bounds
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at] + boxes
     taken.append((right - 68, top, right, top + 20))  # where the plot says which corner is better
     placed = {}
     for i in sorted(range(len(names)), key=lambda i: -len(names[i])):
@@ -227,6 +280,138 @@ def _place(names, at, bounds):
 
 def _overlap(a, b) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One row of a violin plot in its own units. values: (n,), one per image."""
+
+    name: str
+    series: int | None
+    values: np.ndarray
+    mean: Interval
+    worst: Interval
+
+
+@dataclass(frozen=True)
+class Violin:
+    """One row in pixels. y: its middle. shape, dots: SVG paths, or "". beyond: the row lies off the axis, and only its
+    name is drawn. mean_range, worst_range: None for a single image."""
+
+    name: str
+    series: int | None
+    y: float
+    label_x: float
+    label_y: float
+    beyond: bool = False
+    shape: str = ""
+    dots: str = ""
+    mean: float = 0.0
+    mean_range: Range | None = None
+    worst: float = 0.0
+    worst_range: Range | None = None
+
+
+@dataclass(frozen=True)
+class Violins(Frame):
+    violins: tuple[Violin, ...]
+
+
+def density(values: np.ndarray, at: np.ndarray, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+    """A Gaussian kernel density (Scott's bandwidth) of values that cannot lie outside [low, high].
+
+    What a kernel would spread beyond a bound is reflected at it: no mass is lost, and none is where no value can be.
+
+    Shapes: values (n,), n >= 2 and not all alike; at (m,) -> (m,), 0 outside the bounds.
+    """
+    kernel = gaussian_kde(values)
+    total = kernel(at)
+    for bound in (low, high):
+        if math.isfinite(bound):
+            total = total + kernel(2 * bound - at)
+    return np.where((at >= low) & (at <= high), total, 0.0)
+
+
+_HALF_PX = 13.0  # of a violin, at its widest
+
+
+def violins(
+    rows: Sequence[Distribution], *, rises: bool, bounds: Range = (-math.inf, math.inf), width: int, points: int = 56
+) -> Violins:
+    """One violin per row on a common axis, better always to the right: its density, the mean and the worst 5 % with
+    their intervals, and with few values a dot for each below it.
+
+    Each shape is as high as the next and ends where its values end. A row that would squeeze all others into a corner
+    is named, not drawn.
+
+    Args: rises: whether higher is better. bounds: between which values of this metric can lie. width: below 500 the
+          names stand above the rows instead of left of them.
+    """
+    above = width < 500
+    pitch = 64.0 if above else 46.0
+    room = 12.0 if above else max(len(row.name) for row in rows) * _CHARACTER_PX + 34
+    left, right, top = room, width - 16.0, 26.0
+    bottom = top + pitch * len(rows)
+    shown = _together(rows)
+    x_of, x_ticks = _scale([v for i in shown for v in _ends(rows[i])], left, right, rises, 4 if above else 6)
+    drawn = []
+    for i, row in enumerate(rows):
+        y = top + pitch * (i + 0.5) + (7.0 if above else -4.0)
+        label = (left + 18, y - _HALF_PX - 8) if above else (left - 14, y + 4)
+        if i not in shown:
+            drawn.append(Violin(row.name, row.series, y, *label, beyond=True))
+            continue
+        values = np.sort(row.values)
+        shape = ""
+        if len(values) >= FEWEST_FOR_SHAPE and values[-1] > values[0]:
+            # A value outside what its metric promises is drawn all the same.
+            low = bounds[0] if bounds[0] <= values[0] else -math.inf
+            high = bounds[1] if bounds[1] >= values[-1] else math.inf
+            at = np.linspace(values[0], values[-1], points)
+            heights = density(values, at, low, high)
+            heights *= _HALF_PX / heights.max()
+            xs = [x_of(float(v)) for v in at]
+            edge = [f"{x:.1f} {y - h:.1f}" for x, h in zip(xs, heights, strict=True)]
+            edge += [f"{x:.1f} {y + h:.1f}" for x, h in zip(xs[::-1], heights[::-1], strict=True)]
+            shape = "M" + "L".join(edge) + "Z"
+        under = y + (_HALF_PX + 6 if shape else 0)
+        dots = "".join(f"M{x_of(float(v)):.1f} {under:.1f}h0" for v in values) if len(values) <= MOST_DOTS else ""
+        drawn.append(
+            Violin(
+                row.name, row.series, y, *label, False, shape, dots,
+                x_of(row.mean.value), _placed(x_of, _range(row.mean)),
+                x_of(row.worst.value), _placed(x_of, _range(row.worst)),
+            )
+        )  # fmt: skip
+    return Violins(width, round(bottom + 44), left, right, top, bottom, x_ticks, (), tuple(drawn))
+
+
+def _range(interval: Interval) -> Range | None:
+    return None if interval.low is None or interval.high is None else (interval.low, interval.high)
+
+
+def _ends(row: Distribution) -> Range:
+    every = [*row.values.tolist(), *(_range(row.mean) or ()), *(_range(row.worst) or ())]
+    return min(every), max(every)
+
+
+def _together(rows: Sequence[Distribution]) -> set[int]:
+    """Which rows share the axis: the degraded input, then a minority of the others, is dropped while that makes the
+    axis much shorter."""
+    ends = {i: _ends(row) for i, row in enumerate(rows)}
+    trained = {i for i, row in enumerate(rows) if row.series is not None}
+    kept = set(ends)
+
+    def length(some: set[int]) -> float:
+        return max(ends[i][1] for i in some) - min(ends[i][0] for i in some)
+
+    while True:
+        spare = kept if len(kept & trained) > max(2, len(trained) / 2) else kept - trained
+        without = {i: length(kept - {i}) for i in spare if len(kept) > 1}
+        out = min(without, key=lambda i: without[i], default=-1)
+        if out < 0 or not 0 < _SQUEEZED * without[out] < length(kept):
+            return kept
+        kept = kept - {out}
 
 
 def relative(steps: np.ndarray, totals: np.ndarray, points: int = 80) -> tuple[np.ndarray, np.ndarray] | None:
