@@ -4,10 +4,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 
-from veridical.comparison.score import score
+from veridical.comparison import score as module
+from veridical.comparison.score import score, unfinished
 from veridical.core.errors import DataError, UnknownName
 
 
@@ -20,7 +22,7 @@ def test_psnr_of_a_constant_difference_is_the_formula(tmp_path: Path) -> None:
     """A difference of 10 levels: 20 log10(255 / 10) dB."""
     _write(tmp_path / "out.png", 110)
     _write(tmp_path / "ref.png", 100)
-    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr"])
+    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr"]).rows
     assert rows.columns == ["image", "metric", "value"]
     assert rows["value"][0] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
 
@@ -28,7 +30,7 @@ def test_psnr_of_a_constant_difference_is_the_formula(tmp_path: Path) -> None:
 def test_folders_match_by_path_without_suffix(tmp_path: Path) -> None:
     _write(tmp_path / "out" / "x" / "a.png", 110)
     _write(tmp_path / "ref" / "x" / "a.bmp", 100)
-    rows = score(tmp_path / "out", tmp_path / "ref", ["psnr", "ssim"])
+    rows = score(tmp_path / "out", tmp_path / "ref", ["psnr", "ssim"]).rows
     assert rows["image"].to_list() == ["x/a", "x/a"]
     assert rows["metric"].to_list() == ["psnr", "ssim"]
 
@@ -40,7 +42,7 @@ def test_the_luma_and_border_options_change_the_value(tmp_path: Path) -> None:
     out[:4] = 200
     Image.fromarray(out).save(tmp_path / "out.png")
     Image.fromarray(ref).save(tmp_path / "ref.png")
-    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr", "psnr(channel=y, border=4)"])
+    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr", "psnr(channel=y, border=4)"]).rows
     values = dict(zip(rows["metric"], rows["value"], strict=True))
     assert values["psnr"] == pytest.approx(10 * math.log10(255**2 / (100**2 / 12)), abs=1e-3)
     assert values["psnr(channel=y, border=4)"] > 80 or math.isinf(values["psnr(channel=y, border=4)"])
@@ -49,7 +51,7 @@ def test_the_luma_and_border_options_change_the_value(tmp_path: Path) -> None:
 def test_a_reference_is_not_needed_by_a_metric_without_one(tmp_path: Path) -> None:
     stripes = np.tile((np.sin(np.arange(64)) * 100 + 128).astype(np.uint8)[None, :, None], (64, 1, 3))
     Image.fromarray(stripes).save(tmp_path / "out.png")
-    rows = score(tmp_path / "out.png", None, ["sharpness-q"])
+    rows = score(tmp_path / "out.png", None, ["sharpness-q"]).rows
     assert rows["value"][0] > 0
     with pytest.raises(DataError, match="psnr compare with a reference"):
         score(tmp_path / "out.png", None, ["psnr", "sharpness-q"])
@@ -81,7 +83,7 @@ def test_an_image_too_small_for_a_metric_is_refused(tmp_path: Path) -> None:
 def test_a_grey_image_beside_a_colour_one_is_taken_as_colour(tmp_path: Path) -> None:
     _write(tmp_path / "out.png", 110, mode="L")
     _write(tmp_path / "ref.png", 100)
-    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr"])
+    rows = score(tmp_path / "out.png", tmp_path / "ref.png", ["psnr"]).rows
     assert rows["value"][0] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
 
 
@@ -95,3 +97,53 @@ def test_an_unknown_metric_suggests_the_nearest(tmp_path: Path) -> None:
     _write(tmp_path / "a.png", 1)
     with pytest.raises(UnknownName, match="Did you mean 'ms-ssim'"):
         score(tmp_path / "a.png", tmp_path / "a.png", ["msssim"])
+
+
+def test_files_that_cannot_be_scored_are_skipped_and_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        _write(tmp_path / "out" / f"{name}.png", 110)
+        _write(tmp_path / "ref" / f"{name}.png", 100)
+    (tmp_path / "out" / "b.png").write_bytes(b"not an image")
+    _write(tmp_path / "ref" / "c.png", 100, (50, 48))
+    seen: list[tuple[int, int]] = []
+    scored = score(tmp_path / "out", tmp_path / "ref", ["psnr"], on_image=lambda n, total: seen.append((n, total)))
+    assert scored.rows["image"].to_list() == ["a", "d"]
+    assert len(scored.skipped) == 2
+    assert "b.png" in scored.skipped[0]
+    assert "its reference" in scored.skipped[1]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_rows_are_on_disk_as_they_come(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        _write(tmp_path / "out" / f"{name}.png", 110)
+        _write(tmp_path / "ref" / f"{name}.png", 100)
+    table = tmp_path / "new" / "rows.csv"
+
+    def stop(number: int, total: int) -> None:
+        if number == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(tmp_path / "out", tmp_path / "ref", ["psnr"], table=table, on_image=stop)
+    assert not table.exists()
+    left = pl.read_csv(unfinished(table))
+    assert left["image"].to_list() == ["a", "b"]
+    rows = score(tmp_path / "out", tmp_path / "ref", ["psnr"], table=table).rows
+    assert pl.read_csv(table).equals(rows)
+    assert not unfinished(table).exists()
+
+
+@pytest.mark.parametrize("batch_px", [1, 3 * 48 * 48, 10**9])
+def test_batches_change_no_value(tmp_path: Path, batch_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours of one size go through together where a device gains by it; here the device is told to be one."""
+    sizes = [(48, 48), (48, 48), (48, 48), (40, 48), (48, 48)]
+    for number, size in enumerate(sizes):
+        _write(tmp_path / "out" / f"{number}.png", 110 + number, size)
+        _write(tmp_path / "ref" / f"{number}.png", 100, size)
+    one_by_one = score(tmp_path / "out", tmp_path / "ref", ["psnr", "ssim"]).rows
+    monkeypatch.setattr(module, "BATCH_PX", batch_px)
+    monkeypatch.setattr(module, "_gains_by_batches", lambda device: True)
+    batched = score(tmp_path / "out", tmp_path / "ref", ["psnr", "ssim"]).rows
+    assert batched.select("image", "metric").equals(one_by_one.select("image", "metric"))
+    assert batched["value"].to_list() == pytest.approx(one_by_one["value"].to_list(), rel=1e-6)

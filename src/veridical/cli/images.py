@@ -1,11 +1,14 @@
 """The commands on images: restore, score."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @app.command("restore")
@@ -51,27 +54,54 @@ def score_images(
         Path | None, typer.Argument(help="Their references, matched by name; not needed by sharpness-q.")
     ] = None,
     metrics: Annotated[str, typer.Option(help="Separated by commas.")] = "psnr,ssim,ms-ssim,lpips,sharpness-q",
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the value of every image here, too.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the value of every image here, as it comes.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
 ) -> None:
-    """Score images on disk against their references."""
-    import polars as pl
+    """Score images on disk against their references.
 
-    from veridical.comparison.score import score
-    from veridical.core.files import atomic_write
+    Means with their 95 % interval, and every image when they are few. A file that cannot be read or has another size
+    than its reference is reported and skipped; the status is then 1.
+    """
+    from veridical.comparison.score import score, unfinished
 
     labels = split_list(metrics, "metrics")
-    with counter("scoring") as advance:
-        rows = score(out, reference, labels, device=device, on_image=lambda n, total: advance(n, total, ""))
     if csv is not None:
-        atomic_write(csv, rows.write_csv().encode())
+        safe.where, safe.again = unfinished(csv), "each line is whole"
+    with counter("scoring") as advance:
+        scored = score(
+            out, reference, labels, device=device, on_image=lambda n, total: advance(n, total, ""), table=csv
+        )
+    _print_scores(f"{out} against {reference}" if reference else f"{out}", scored.rows, everything=csv)
+    for reason in scored.skipped:
+        complain(f"skipped: {reason}")
+    if scored.skipped:
+        complain(f"skipped {counted(len(scored.skipped), 'image')}; the means are of the others alone")
+        raise typer.Exit(1)
+
+
+MOST_LINES = 100  # of single images on a terminal
+
+
+def _print_scores(title: str, rows: "pl.DataFrame", *, everything: Path | None) -> None:
+    import numpy as np
+
+    from veridical.comparison.statistics import Interval, t_interval
+
     names = list(dict.fromkeys(rows["metric"]))
     table = rows.pivot(on="metric", index="image", values="value")
-    means = rows.group_by("metric").agg(pl.col("value").mean())
-    mean = dict(zip(means["metric"], means["value"], strict=True))
     lines = [(str(row["image"]), *(f"{row[name]:.4f}" for name in names)) for row in table.iter_rows(named=True)]
+    left_out = len(lines) > MOST_LINES
     if len(lines) > 1:
-        lines.append(("mean", *(f"{mean[name]:.4f}" for name in names)))
-    print_table(f"{out} against {reference}" if reference else f"{out}", ("image", *names), lines)
-    if csv is not None:
-        print(f"every value: {csv}")
+        values = [table[name].to_numpy() for name in names]
+        # Equal images have an infinite PSNR, and then the mean is infinite and has no interval.
+        means = [t_interval(each) if np.isfinite(each).all() else Interval(float(each.mean())) for each in values]
+        lines = [
+            *([] if left_out else lines),
+            ("mean", *(f"{mean.value:.4f}" for mean in means)),
+            ("95 % interval", *("-" if mean.low is None else f"{mean.low:.4f} .. {mean.high:.4f}" for mean in means)),
+        ]
+    print_table(title, ("image", *names), lines)
+    if everything is not None:
+        print(f"every value: {everything}")
+    elif left_out:
+        print(f"the values of {table.height} images are not shown: --csv FILE keeps them")
