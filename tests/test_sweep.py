@@ -83,7 +83,8 @@ def test_a_run_folder_holds_all_that_the_report_reads(data: Path, tmp_path: Path
     (image,) = about["images"]
     assert (image["width"], image["height"]) == (64, 56)
     rows = pl.read_parquet(run / "rows.parquet")
-    assert rows.columns == ["image", "loss", "metric", "value"]
+    assert rows.columns == ["image", "loss", "seed", "metric", "value"]
+    assert set(rows["seed"]) == {0}
     assert rows.height == 3 * 2  # (input and two losses) x (psnr and ssim), one image
     assert rows["value"].is_finite().all()
     assert pl.read_csv(run / "rows.csv").equals(rows)

@@ -7,8 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from veridical.comparison.start import START
-from veridical.comparison.statistics import INPUT
+from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
 from veridical.training.recipe import Recipe, load_recipe

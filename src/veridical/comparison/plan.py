@@ -15,8 +15,8 @@ from veridical.comparison.evaluate import Row, build_metrics, check_size
 from veridical.comparison.folder import open_folder, read_json, slugs
 from veridical.comparison.observer import Observer
 from veridical.comparison.sources import Sources, gather
-from veridical.comparison.start import START, Start, fitting, read_start
-from veridical.comparison.statistics import INPUT
+from veridical.comparison.start import Start, fitting, read_start
+from veridical.comparison.statistics import INPUT, START
 from veridical.core import catalog
 from veridical.core.errors import DataError, RecipeError, VeridicalError, WeightsMissing
 from veridical.core.files import atomic_write

@@ -17,8 +17,7 @@ from veridical.comparison.evaluate import Row, evaluate, evaluate_input, write_r
 from veridical.comparison.folder import read_json, write_json
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan
-from veridical.comparison.start import START
-from veridical.comparison.statistics import INPUT
+from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
 
@@ -157,7 +156,8 @@ def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
     command: what repeats the comparison."""
     settings = plan.recipe.training
     done = [contender for contender in plan.contenders if contender.status == "done"]
-    write_rows(plan.folder, [*references, *(row for contender in done for row in contender.rows)])
+    rows = [*references, *(row for contender in done for row in contender.rows)]
+    write_rows(plan.folder, [{**row, "seed": settings.seed} for row in rows])
     about = {
         "version": __version__,
         "created": plan.created,

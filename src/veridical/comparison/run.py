@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from veridical.comparison.statistics import SCHEMA, Analysis, Column, analyse, arrange
+from veridical.comparison.statistics import SCHEMA, Analysis, Column, analyse, arrange, with_seeds
 from veridical.core.errors import DataError
 from veridical.metrics import METRICS
 
@@ -132,6 +132,7 @@ def _read_rows(run: Path) -> pl.DataFrame:
             raise DataError(f"{run} has neither rows.parquet nor rows.csv. {_EXPECTED}, evaluated to the end.")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"the rows of {run} cannot be read ({error}). Evaluate the run again.") from error
+    rows = with_seeds(rows)
     missing = [c for c in SCHEMA if c not in rows.columns]
     if missing:
         raise DataError(

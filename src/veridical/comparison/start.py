@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from veridical.comparison.restore import load_model
+from veridical.comparison.statistics import START as START
 from veridical.core import catalog
 from veridical.core.errors import RecipeError
 from veridical.features.weights import content_hash
 from veridical.models import MODELS
 from veridical.training.recipe import Recipe
-
-START = "init"  # the row of the model that training starts from
 
 
 @dataclass(frozen=True)
