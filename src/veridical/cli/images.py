@@ -1,4 +1,4 @@
-"""The commands on images: restore, score."""
+"""The commands on images: restore, score, correlate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +9,8 @@ from veridical.cli.common import app, complain, counted, counter, guarded, print
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from veridical.comparison.statistics import Interval
 
 
 @app.command("restore")
@@ -105,3 +107,63 @@ def _print_scores(title: str, rows: "pl.DataFrame", *, everything: Path | None) 
         print(f"every value: {everything}")
     elif left_out:
         print(f"the values of {table.height} images are not shown: --csv FILE keeps them")
+
+
+@app.command("correlate")
+@guarded
+def correlate_with_people(
+    images: Annotated[Path, typer.Argument(help="The images that were scored, or the folder of a comparison.")],
+    human: Annotated[Path, typer.Option(help="CSV: image (or loss), score, and reference where names differ.")],
+    reference: Annotated[Path | None, typer.Argument(help="The folder of their references.")] = None,
+    score: Annotated[str | None, typer.Option(help="The column of the scores, if not score, mos, jnd, ...")] = None,
+    lower_is_better: Annotated[
+        bool | None, typer.Option("--lower-is-better/--higher-is-better", help="Which way the human scores run.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Separated by commas.")] = "psnr,ssim,ms-ssim,lpips,dists",
+    losses: Annotated[str | None, typer.Option(help="Losses to judge as metrics, separated by commas.")] = None,
+    fit: Annotated[str, typer.Option(help="none, or logistic: before Pearson's correlation.")] = "none",
+    draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the human score and every value here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """How far metrics and losses agree with human scores: Spearman, Kendall and Pearson, with 95 % intervals.
+
+    1 is full agreement, whichever way a metric runs. With the folder of a comparison and the scale.csv of its study,
+    the losses are the points.
+    """
+    from veridical.comparison.correlate import correlate_images, correlate_run, read_human
+    from veridical.core.files import atomic_write
+
+    people = read_human(human, score=score, lower_is_better=lower_is_better)
+    if (images / "comparison.json").is_file():
+        found = correlate_run(images, people, fit=fit, draws=draws)
+    else:
+        with counter("scoring") as advance:
+            found = correlate_images(
+                images,
+                reference,
+                people,
+                split_list(metrics, "metrics"),
+                split_list(losses, "losses") if losses else (),
+                device=device,
+                fit=fit,
+                draws=draws,
+                on_image=lambda n, total: advance(n, total, ""),
+            )
+    for reason in found.skipped:
+        complain(f"left out: {reason}")
+
+    def shown(interval: "Interval | None") -> str:
+        if interval is None:
+            return "-"
+        return f"{interval.value:.3f}" + (
+            f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.low is not None else ""
+        )
+
+    rows = [(a.name, shown(a.srocc), shown(a.krocc), shown(a.plcc), shown(a.behind)) for a in found.agreements]
+    columns = ("metric", "SROCC", "KROCC", "PLCC", "SROCC behind the best")
+    drawn = "references" if found.groups < found.count else "points"
+    print_table(f"{found.count} points; intervals by {draws} draws of {found.groups} {drawn}", columns, rows)
+    if csv is not None:
+        atomic_write(csv, found.values.write_csv().encode())
+        print(f"every value: {csv}")
