@@ -1,6 +1,7 @@
 """The measures with a reference beyond PSNR and SSIM: against their definitions written out, and other libraries."""
 
 import importlib
+import math
 import sys
 import types
 from importlib.util import find_spec
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import veridical
 from veridical.measures import steerable
+from veridical.metrics import Metric
 
 # ---- the steerable pyramid ----
 
@@ -85,3 +88,80 @@ def test_the_pyramid_refuses_what_it_cannot_do() -> None:
         steerable.oriented_bands(torch.rand(1, 3, 64, 64), level=3, orientations=4)
     with pytest.raises(ValueError, match="orientations of the steerable pyramid"):
         steerable.oriented_bands(torch.rand(1, 1, 64, 64), level=3, orientations=1)
+
+
+# ---- what every metric with a reference keeps to ----
+
+SPECS = ("psnr", "ssim", "ms-ssim", "gmsd", "fsim", "fsim(colour=false)", "vif", "vif(variant=pixel)",
+         "cw-ssim", "cw-ssim(levels=3, orientations=5)", "cw-ssim(variant=ricker)")  # fmt: skip
+OF_CONSTANT = {"psnr": math.inf, "gmsd": 0, "vif": math.nan, "vif(variant=pixel)": math.nan}
+
+
+@pytest.fixture(params=SPECS)
+def a_metric(request: pytest.FixtureRequest) -> Metric:
+    return veridical.metric(request.param)
+
+
+def test_every_metric_with_a_reference_and_no_network_is_looked_at_here() -> None:
+    of_pairs = {name for name, entry in veridical.METRICS.items() if entry.reference and not entry.needs({})}
+    assert of_pairs == {spec.partition("(")[0] for spec in SPECS}
+
+
+def images(metric: Metric, count: int = 2, channels: int = 3, *, more: tuple[int, int] = (3, 18)) -> torch.Tensor:
+    """Smooth random pictures a little above the least size, odd and even."""
+    height, width = (max(metric.min_size, 33) + pixels for pixels in more)
+    generator = torch.Generator().manual_seed(7)
+    coarse = torch.rand(count, channels, height // 4, width // 4, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def degraded(target: torch.Tensor) -> torch.Tensor:
+    noise = 0.05 * torch.randn(target.shape, generator=torch.Generator().manual_seed(8))
+    return (torch.nn.functional.avg_pool2d(target, 3, 1, 1) + noise).clamp(0, 1)
+
+
+def test_identical_images_have_the_best_value(a_metric: Metric) -> None:
+    target = images(a_metric)
+    best, less = a_metric(target, target), a_metric(degraded(target), target)
+    ideal = {"psnr": math.inf, "gmsd": 0}.get(a_metric.name, 1)
+    assert best.tolist() == pytest.approx([ideal] * 2, abs=1e-6)
+    assert ((best > less) if a_metric.higher_is_better else (best < less)).all()
+
+
+def test_images_of_one_batch_do_not_influence_each_other(a_metric: Metric) -> None:
+    target = images(a_metric, 3)
+    together = a_metric(degraded(target), target)
+    alone = torch.cat([a_metric(x[None], y[None]) for x, y in zip(degraded(target), target, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_grey_image_is_three_equal_channels(a_metric: Metric) -> None:
+    target = images(a_metric, 1, 1)
+    grey = a_metric(degraded(target), target)
+    colour = a_metric(*(image.expand(-1, 3, -1, -1) for image in (degraded(target), target)))
+    torch.testing.assert_close(grey, colour, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [(0, 0), (1, 4), (2, 1), (5, 7)])
+def test_any_size_from_the_least_on_is_accepted(a_metric: Metric, more: tuple[int, int]) -> None:
+    least = a_metric.min_size
+    target = images(a_metric, 1)[:, :, : least + more[0], : least + more[1]]
+    assert a_metric(degraded(target), target).isfinite().all()
+    if least > 1:
+        with pytest.raises(ValueError, match=f"at least {least}x{least} px"):
+            a_metric(target[:, :, : least - 1], target[:, :, : least - 1])
+
+
+def test_constant_images_have_the_value_that_is_documented(a_metric: Metric) -> None:
+    """Nothing to compare counts as alike; but VIF has no value where the reference has no information."""
+    target = torch.full_like(images(a_metric), 0.5)
+    expected = OF_CONSTANT.get(a_metric.name, 1)
+    assert a_metric(target, target).tolist() == pytest.approx([expected] * 2, abs=1e-6, nan_ok=True)
+
+
+def test_the_precision_of_the_input_and_autocast_change_nothing(a_metric: Metric) -> None:
+    target = images(a_metric)
+    expected = a_metric(degraded(target), target)
+    torch.testing.assert_close(a_metric(degraded(target).double(), target.double()), expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(a_metric(degraded(target), target), expected, rtol=1e-6, atol=1e-7)

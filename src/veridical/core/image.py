@@ -1,6 +1,7 @@
 """The image contract: float (N, C, H, W), C = 3 (RGB) or 1 (Y), nominal [0, 1]. Shapes and dtypes are checked,
 values never: a loss must not read a tensor on the host, and overshoot is allowed."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -44,6 +45,19 @@ def check_pair(
 def at_least_float32(image: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; wider types stay. SSIM in bfloat16 can come out negative."""
     return image.to(torch.promote_types(image.dtype, torch.float32))
+
+
+def in_float64(image: Tensor) -> Tensor:
+    """For statistics that subtract large numbers. MPS has no float64: from there the image goes to the CPU."""
+    return (image.cpu() if image.device.type == "mps" else image).double()
+
+
+def in_parts(function: Callable[..., Tensor], *images: Tensor, px: int) -> Tensor:
+    """function(*images) -> (N,), on a few images at a time, about `px` pixels (one image at least): so that memory does
+    not grow with the batch. For functions in which images do not influence each other."""
+    count = max(1, px // (images[0].shape[-2] * images[0].shape[-1]))
+    parts = zip(*(image.split(count) for image in images), strict=True)
+    return torch.cat([function(*part) for part in parts])
 
 
 def no_autocast(image: Tensor) -> AbstractContextManager[object]:

@@ -12,7 +12,17 @@ from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
 from veridical.distances import dists_needs, lpips_needs
-from veridical.metrics.full_reference import build_dists, build_lpips, build_ms_ssim, build_psnr, build_ssim
+from veridical.metrics.full_reference import (
+    build_cw_ssim,
+    build_dists,
+    build_fsim,
+    build_gmsd,
+    build_lpips,
+    build_ms_ssim,
+    build_psnr,
+    build_ssim,
+    build_vif,
+)
 from veridical.metrics.no_reference import brisque_needs, build_brisque, build_sharpness_q
 
 EXAMPLE = "psnr(channel=y)"
@@ -44,6 +54,10 @@ METRICS: dict[str, MetricEntry] = {
     "psnr": MetricEntry(build_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
     "ssim": MetricEntry(build_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
     "ms-ssim": MetricEntry(build_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
+    "cw-ssim": MetricEntry(build_cw_ssim, "CW-SSIM", higher_is_better=True, range="[0, 1]"),
+    "vif": MetricEntry(build_vif, "VIF", higher_is_better=True, range="[0, inf)"),
+    "gmsd": MetricEntry(build_gmsd, "GMSD", higher_is_better=False, range="[0, 0.5]"),
+    "fsim": MetricEntry(build_fsim, "FSIM", higher_is_better=True, range="[0, 1]"),
     "lpips": MetricEntry(build_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
     "dists": MetricEntry(build_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
     "sharpness-q": MetricEntry(

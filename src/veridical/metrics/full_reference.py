@@ -5,10 +5,17 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from veridical.core.options import check_whole
+from veridical.core.options import check_choice, check_flag, check_whole
 from veridical.distances import FeatureDistance, dists_distance, lpips_distance
-from veridical.measures import ms_ssim, psnr, ssim
+from veridical.measures import cw_ssim, fsim, gmsd, ms_ssim, psnr, ssim, vif
+from veridical.measures.cw_ssim import VARIANTS as CW_SSIM_VARIANTS
+from veridical.measures.cw_ssim import Variant as CWSSIMVariant
+from veridical.measures.cw_ssim import least_size as cw_ssim_least_size
+from veridical.measures.fsim import LEAST_PX as FSIM_LEAST_PX
+from veridical.measures.gmsd import LEAST_PX as GMSD_LEAST_PX
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
+from veridical.measures.vif import LEAST_PX as VIF_LEAST_PX
+from veridical.measures.vif import Variant as VIFVariant
 
 
 class OfPair(nn.Module):
@@ -59,3 +66,29 @@ def build_lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
 def build_dists(*, weights: str | None = None) -> nn.Module:
     """Learned distance DISTS: a texture may be another of its kind. Ding et al. 2020."""
     return OfFeatures(dists_distance(weights=weights))
+
+
+def build_cw_ssim(*, variant: CWSSIMVariant = "steerable", levels: int = 6, orientations: int = 16) -> nn.Module:
+    """Structural similarity of complex wavelets, which forgives small shifts; needs 256 px. Sampat et al. 2009."""
+    check_choice("variant of cw-ssim", variant, CW_SSIM_VARIANTS)
+    check_whole("levels of cw-ssim", levels, low=1)
+    check_whole("orientations of cw-ssim", orientations, low=2)
+    measure = partial(cw_ssim, variant=variant, levels=levels, orientations=orientations)
+    return OfPair(measure, cw_ssim_least_size(variant, levels))
+
+
+def build_vif(*, variant: VIFVariant = "wavelet") -> nn.Module:
+    """Share of the reference's visual information that is left. Sheikh & Bovik 2006."""
+    check_choice("variant of vif", variant, VIF_LEAST_PX)
+    return OfPair(partial(vif, variant=variant), VIF_LEAST_PX[variant])
+
+
+def build_gmsd() -> nn.Module:
+    """How unevenly the slopes of the two images differ. Xue et al. 2014."""
+    return OfPair(gmsd, GMSD_LEAST_PX)
+
+
+def build_fsim(*, colour: bool = True) -> nn.Module:
+    """Similarity of features: phase congruency and slopes, with colour FSIMc. Zhang et al. 2011."""
+    check_flag("colour of fsim", colour)
+    return OfPair(partial(fsim, colour=colour), FSIM_LEAST_PX)
