@@ -143,9 +143,9 @@ def test_an_image_too_small_for_a_metric_is_named_with_the_least_size() -> None:
 
 
 def test_rows_are_the_same_in_parquet_and_csv(tmp_path: Path) -> None:
-    rows = [{"image": "a", "loss": "l1, scaled", "metric": "psnr", "value": 30.123456789}]
+    rows = [{"image": "a", "loss": "l1, scaled", "seed": 2, "metric": "psnr", "value": 30.123456789}]
     write_rows(tmp_path, rows)
     for frame in (pl.read_parquet(tmp_path / "rows.parquet"), pl.read_csv(tmp_path / "rows.csv")):
-        assert frame.columns == ["image", "loss", "metric", "value"]
-        assert frame.row(0) == ("a", "l1, scaled", "psnr", 30.123456789)
+        assert frame.columns == ["image", "loss", "seed", "metric", "value"]
+        assert frame.row(0) == ("a", "l1, scaled", 2, "psnr", 30.123456789)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.csv", "rows.parquet"]

@@ -103,9 +103,9 @@ class _Asked:
     out: Path | None
     demo: bool
 
-    def chosen(self, losses: list[str] | None) -> tuple["Recipe", Path]:
-        """The recipe with these losses, and the folder of the run."""
-        values = {**self.values, "losses": losses}
+    def chosen(self, losses: list[str] | None, seeds: int | None = None) -> tuple["Recipe", Path]:
+        """The recipe with these losses and so many training seeds, and the folder of the run."""
+        values = {**self.values, "losses": losses, "training.seeds": seeds}
         recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo)
         return recipe, _chosen_folder(recipe, self.out)
 
@@ -136,7 +136,7 @@ def _training_options(
     crop: Annotated[int | None, typer.Option(help="Side of a training crop, in pixels.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate at the start.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the initial weights, the crops, the noise and the losses.")
+        int | None, typer.Option(help="Of the initial weights, the crops and the noise; of several, the first.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
     settings: Annotated[
@@ -195,12 +195,19 @@ def compare_losses(
     losses: Annotated[
         str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings of each loss, from other weights on other crops: is a lead more than the luck of one? Best "
+            "3 or more; 1 when left out. May be raised later in the same folder."
+        ),
+    ] = None,
 ) -> None:
     """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
     from veridical.comparison.progress import display
     from veridical.comparison.sweep import compare
 
-    recipe, folder = asked.chosen(None if losses is None else split_list(losses, "losses"))
+    recipe, folder = asked.chosen(None if losses is None else split_list(losses, "losses"), seeds)
     with display() as observer:
         compare(recipe, folder, observer, leave_out=asked.demo)
     _print_result(folder)

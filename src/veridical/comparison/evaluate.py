@@ -118,13 +118,15 @@ def evaluate(
     *,
     loss: str,
     slugs: Mapping[str, str],
-    images: Path,
+    images: Path | None,
     device: torch.device,
 ) -> Iterator[list[Row]]:
-    """Restore and score every image; the 8-bit results go to `images`/<slug>.png. Yields the rows of one at a time."""
+    """Restore and score every image; the 8-bit results go to `images`/<slug>.png, or nowhere. Yields the rows of one at
+    a time."""
     for pair in pairs:
         image = restored(model, pair, device)
-        write_image(images / f"{slugs[pair.name]}.png", image)
+        if images is not None:
+            write_image(images / f"{slugs[pair.name]}.png", image)
         yield rows_of(pair, loss, image, metrics, device)
 
 

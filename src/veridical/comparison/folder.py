@@ -58,9 +58,10 @@ def open_folder(recipe: Recipe, folder: Path) -> None:
 
 
 def _same_run(now: Recipe, before: Recipe, folder: Path) -> None:
-    """Raise RecipeError naming what differs, unless `now` continues `before`. Losses may be added."""
+    """Raise RecipeError naming what differs, unless `now` continues `before`. Losses and seeds may be added."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     added = {f"losses.{name}" for name in now.losses if name not in before.losses}
+    added |= {"training.seeds"} if now.training.seeds > before.training.seeds else set()
     differing = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])

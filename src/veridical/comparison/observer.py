@@ -16,14 +16,14 @@ class Observer(Silent):
     def fetching(self, name: str, done: int, total: int | None) -> None:
         """Progress of a download, in bytes."""
 
-    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
-        """All checks have passed."""
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
+        """All checks have passed. trainings: their names, each loss with each of so many seeds."""
 
     def loss_begins(self, name: str) -> None:
-        """The training of one loss begins, or goes on."""
+        """One training begins, or goes on."""
 
     def scored(self, spec: str, score: float, *, best: bool) -> None:
         """A search has scored weights. best: higher than all before."""
 
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        """One loss is trained and evaluated ("done"), was so already ("kept"), or has failed ("failed")."""
+        """One training is done and evaluated ("done"), was so already ("kept"), or has failed ("failed")."""

@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +22,24 @@ from veridical.core.errors import DataError, RecipeError, VeridicalError, Weight
 from veridical.core.files import atomic_write
 from veridical.degradations import TASKS, degradation
 from veridical.features import weights
-from veridical.losses import Loss, at_task, files, loss, needs
+from veridical.losses import Loss, at_seed, at_task, files, loss, needs
 from veridical.metrics import Metric
 from veridical.metrics import needs as metric_needs
 from veridical.models import MODELS
 from veridical.training.data import EvaluationPairs, Samples
 from veridical.training.device import choose_device
 from veridical.training.recipe import Recipe
+from veridical.training.settings import Settings
 
 T = TypeVar("T")
 
 
 @dataclass
 class Contender:
-    """One loss of the comparison and what became of it: "waiting", "trained", "done" or "failed".
+    """One training of one loss, and what became of it: "waiting", "trained", "done" or "failed".
 
+    seed: of the training. turn: which of the loss's trainings it is, from 0. loss: of the first of them; `own_loss`
+          makes what this one is trained on.
     fixed_spec: with numbers in place of the automatic weights that were found; None when there were none.
     rows: of its evaluation. file_hash: of the file that a loss of one's own comes from, else "".
     """
@@ -45,6 +48,8 @@ class Contender:
     slug: str
     spec: str
     loss: Loss
+    seed: int
+    turn: int = 0
     file_hash: str = ""
     status: str = "waiting"
     seconds: float = 0.0
@@ -52,6 +57,15 @@ class Contender:
     error: str | None = None
     fixed_spec: str | None = None
     rows: list[Row] = field(default_factory=list)
+
+    @property
+    def place(self) -> Path:
+        """Its folder inside the run: that of the loss for the first training, and one inside it for each other."""
+        return Path(self.slug) / f"seed-{self.seed}" if self.turn else Path(self.slug)
+
+    def own_loss(self) -> Loss:
+        """What this training descends: with draws, and parts that learn, of its own."""
+        return loss(at_seed(self.spec, self.turn)) if self.turn else self.loss
 
 
 @dataclass(frozen=True)
@@ -79,16 +93,30 @@ class Plan:
     start: Start | None = None
 
     @property
-    def samples(self) -> Samples:
-        return self.sources.samples
-
-    @property
     def pairs(self) -> EvaluationPairs:
+        """The same for every training, so that their values are paired."""
         return self.sources.pairs
 
-    def initial_model(self) -> nn.Module:
-        """The model that every loss begins with."""
-        return initial_model(self.model_name, self.model_options, self.recipe.training.seed, self.start)
+    @property
+    def trainings(self) -> dict[str, list[Contender]]:
+        """Those of each loss, by its name."""
+        found: dict[str, list[Contender]] = {}
+        for contender in self.contenders:
+            found.setdefault(contender.name, []).append(contender)
+        return found
+
+    def settings(self, seed: int) -> Settings:
+        """Of one training."""
+        return replace(self.recipe.training, seed=seed)
+
+    def samples(self, seed: int) -> Samples:
+        """What every loss is trained on with this seed."""
+        return self.sources.samples.with_seed(seed)
+
+    def initial_model(self, seed: int | None = None) -> nn.Module:
+        """The model that every loss begins with, for a training seed; without one, the first."""
+        seed = self.recipe.training.seed if seed is None else seed
+        return initial_model(self.model_name, self.model_options, seed, self.start)
 
 
 def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool, validation: bool = False) -> Plan:
@@ -159,7 +187,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         model_name=model_name,
         model_options=model_options,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        contenders=contenders,
+        contenders=_with_every_seed(contenders, settings.seeds),
         metrics=metrics,
         sources=sources,
         slugs=slugs(sizes),
@@ -167,6 +195,11 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         notes=notes,
         start=start,
     )
+
+
+def _with_every_seed(first: Sequence[Contender], seeds: int) -> list[Contender]:
+    """The trainings of all losses with the first seed, then with the next: what is stopped holds whole comparisons."""
+    return [replace(each, seed=each.seed + turn, turn=turn, rows=[]) for turn in range(seeds) for each in first]
 
 
 def for_its_task(recipe: Recipe) -> Recipe:
@@ -247,7 +280,7 @@ def _fetch(recipe: Recipe, observer: Observer) -> dict[str, str]:
 def _build_losses(
     recipe: Recipe, missing: Mapping[str, str], note: Callable[[str], None], *, leave_out: bool
 ) -> list[Contender]:
-    """Every loss, built and fit for the crop; without a slug yet."""
+    """The first training of every loss, built and fit for the crop; without a slug yet."""
     absent = {name: [n for n in needs(spec) if n in missing] for name, spec in recipe.losses.items()}
     lacking = {name: networks for name, networks in absent.items() if networks}
     if lacking and not leave_out:
@@ -272,7 +305,7 @@ def _build_losses(
                 f"the loss {name!r} needs images of at least {built.min_size}x{built.min_size} px, but the training "
                 f"crop is {crop}. Set --crop {built.min_size} or more, or choose another loss."
             )
-        contenders.append(Contender(name, "", spec, built, _file_hash(spec)))
+        contenders.append(Contender(name, "", spec, built, recipe.training.seed, file_hash=_file_hash(spec)))
     if not contenders:
         raise WeightsMissing("none of the losses is left to compare:\n" + "\n".join(missing.values()))
     return contenders

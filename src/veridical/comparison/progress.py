@@ -37,9 +37,9 @@ class Lines(Observer):
             size = f"{total / 1e6:.0f} MB" if total else "size unknown"
             print(f"fetching the {name} weights ({size})", flush=True)
 
-    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
-        self.losses, self.steps = list(losses), steps
-        print(f"comparing {_losses(len(losses))} over {steps} steps each, into {folder}", flush=True)
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
+        self.losses, self.steps = list(trainings), steps
+        print(_beginning(folder, len(trainings), steps, seeds), flush=True)
 
     def loss_begins(self, name: str) -> None:
         self.name, self.tenth = name, 0
@@ -97,10 +97,10 @@ class Bars(Lines):
         said = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
         self.bars.update(self.one, description=f"fetching {name}", completed=done, total=total, said=said)
 
-    def begins(self, folder: Path, losses: Sequence[str], steps: int) -> None:
-        self.losses, self.steps = list(losses), steps
-        self.bars.console.print(f"comparing {_losses(len(losses))} over {steps} steps each, into {folder}")
-        self.bars.reset(self.all, total=len(losses) * steps, visible=True)
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
+        self.losses, self.steps = list(trainings), steps
+        self.bars.console.print(_beginning(folder, len(trainings), steps, seeds))
+        self.bars.reset(self.all, total=len(trainings) * steps, visible=True)
 
     def started(self, total_steps: int, start_step: int) -> None:
         self.bars.reset(self.one, description=self.name, total=total_steps, completed=start_step)
@@ -121,8 +121,11 @@ class Bars(Lines):
             self.bars.console.print(f"{name}: {seconds:.0f} s of training")
 
 
-def _losses(number: int) -> str:
-    return f"{number} loss{'' if number == 1 else 'es'}"
+def _beginning(folder: Path, trainings: int, steps: int, seeds: int) -> str:
+    losses = trainings // seeds
+    what = f"{losses} loss{'' if losses == 1 else 'es'}"
+    what += f" with {seeds} seeds each, {trainings} trainings," if seeds > 1 else ""
+    return f"comparing {what} over {steps} steps each, into {folder}"
 
 
 def _terms(total: float, terms: Mapping[str, float]) -> str:

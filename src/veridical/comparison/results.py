@@ -21,7 +21,7 @@ from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
 
-# ---- one loss ----
+# ---- one training ----
 
 
 def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
@@ -38,8 +38,8 @@ def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
 
 
 def _trained_as(plan: Plan, contender: Contender) -> dict[str, str]:
-    """Everything that decides the weights of one loss."""
-    settings = plan.recipe.training.fingerprint()
+    """Everything that decides the weights of one training."""
+    settings = plan.settings(contender.seed).fingerprint()
     return {**training_identity(plan, contender), **settings, "loss": contender.loss.label}
 
 
@@ -50,7 +50,7 @@ def _evaluated_as(plan: Plan) -> list[str]:
 
 def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
     """The final weights, and what `veridical restore` must know to use them."""
-    folder = plan.folder / contender.slug
+    folder = plan.folder / contender.place
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     atomic_write(folder / "model.safetensors", save(tensors))
     about = {
@@ -61,6 +61,7 @@ def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
         "loss_fixed": contender.fixed_spec,
         "optimises": list(contender.loss.optimises),
         "steps": plan.recipe.training.steps,
+        "seed": contender.seed,
         "init": plan.start.described if plan.start else None,
         "version": __version__,
     }
@@ -68,7 +69,7 @@ def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
 
 
 def save_result(plan: Plan, contender: Contender) -> None:
-    """What became of one loss, for a later call to take over."""
+    """What became of one training, for a later call to take over."""
     result = {
         "status": contender.status,
         "error": contender.error,
@@ -79,15 +80,15 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "evaluated": _evaluated_as(plan),
         "rows": contender.rows,
     }
-    write_json(plan.folder / contender.slug / "result.json", result)
+    write_json(plan.folder / contender.place / "result.json", result)
 
 
 def load_result(plan: Plan, contender: Contender) -> bool:
-    """Take over what an earlier call left of this loss. True when nothing is left to do for it.
+    """Take over what an earlier call left of this training. True when nothing is left to do for it.
 
     Errors: RecipeError when it was trained in another way.
     """
-    path = plan.folder / contender.slug / "result.json"
+    path = plan.folder / contender.place / "result.json"
     result = read_json(path)
     if not result:
         return False
@@ -152,12 +153,15 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
 
 
 def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
-    """comparison.json and the rows of all losses that are finished. references: the rows that need no training.
-    command: what repeats the comparison."""
+    """comparison.json and the rows of all trainings that are finished. references: the rows that need no training.
+    command: what repeats the comparison.
+
+    A loss counts as done when its first training is; the statistics leave out the seeds that another has not yet."""
     settings = plan.recipe.training
     done = [contender for contender in plan.contenders if contender.status == "done"]
-    rows = [*references, *(row for contender in done for row in contender.rows)]
-    write_rows(plan.folder, [{**row, "seed": settings.seed} for row in rows])
+    rows = [{**row, "seed": settings.seed} for row in references]
+    rows += [{**row, "seed": contender.seed} for contender in done for row in contender.rows]
+    write_rows(plan.folder, rows)
     about = {
         "version": __version__,
         "created": plan.created,
@@ -170,8 +174,9 @@ def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "crop": settings.crop,
+        "seeds": list(range(settings.seed, settings.seed + settings.seeds)),
         "init": plan.start.described if plan.start else None,
-        "losses": [*_about_start(plan, references), *(_about_loss(contender) for contender in plan.contenders)],
+        "losses": [*_about_start(plan, references), *map(_about_loss, plan.trainings.values())],
         "metrics": [
             {
                 "name": one.name.partition("(")[0],
@@ -183,7 +188,7 @@ def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
             }
             for one in plan.metrics
         ],
-        "notes": plan.notes,
+        "notes": [*plan.notes, *_about_unfinished(plan)],
         "images": [
             {"name": name, "slug": plan.slugs[name], "width": width, "height": height}
             for name, (height, width) in plan.sizes.items()
@@ -200,20 +205,39 @@ def _about_start(plan: Plan, references: Sequence[Row]) -> list[dict[str, Any]]:
     return [{**about, "status": "done", "error": None, "weight_hashes": {}}]
 
 
-def _about_loss(contender: Contender) -> dict[str, Any]:
-    finished = contender.status in ("done", "failed")
+def _about_loss(trainings: Sequence[Contender]) -> dict[str, Any]:
+    first = trainings[0]
+    failed = failure(trainings)
+    status = "failed" if failed else first.status if first.status == "done" else "waiting"
+    per_step = [each.seconds_per_step for each in trainings if each.seconds_per_step is not None]
     return {
-        "name": contender.name,
-        "slug": contender.slug,
-        "spec": contender.spec,
-        "fixed_spec": contender.fixed_spec,
-        "optimises": list(contender.loss.optimises),
-        "seconds": contender.seconds,
-        "seconds_per_step": contender.seconds_per_step,
-        "status": contender.status if finished else "waiting",
-        "error": contender.error if finished else "not finished yet: run the same command again.",
-        "weight_hashes": contender.loss.weight_hashes,
+        "name": first.name,
+        "slug": first.slug,
+        "spec": first.spec,
+        "fixed_spec": first.fixed_spec,
+        "optimises": list(first.loss.optimises),
+        "seconds": sum(each.seconds for each in trainings),
+        "seconds_per_step": sum(per_step) / len(per_step) if per_step else None,
+        "status": status,
+        "error": failed if status != "waiting" else "not finished yet: run the same command again.",
+        "seeds": [each.seed for each in trainings if each.status == "done"],
+        "weight_hashes": first.loss.weight_hashes,
     }
+
+
+def failure(trainings: Sequence[Contender]) -> str | None:
+    """Why a loss failed: a loss one of whose trainings failed has, as to count the others alone would flatter it."""
+    failed = next((each for each in trainings if each.status == "failed"), None)
+    if failed is None or len(trainings) == 1:
+        return failed.error if failed else None
+    return f"with training seed {failed.seed}, and a loss counts with all of its seeds or not at all: {failed.error}"
+
+
+def _about_unfinished(plan: Plan) -> list[str]:
+    """What is missing of losses that count already."""
+    begun = [each for each in plan.trainings.values() if each[0].status == "done" and not failure(each)]
+    missing = sum(each.status != "done" for trainings in begun for each in trainings)
+    return [f"{missing} trainings with further seeds are not finished: run the same command again."] if missing else []
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

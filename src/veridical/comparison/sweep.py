@@ -1,5 +1,9 @@
 """One recipe, many losses, each from the same initial weights, on the same batches with the same noise.
 
+With several training seeds all of this is done once for each: every loss from the same other initial weights, on the
+same other batches. What a random loss draws changes too; the images that are evaluated, and their noise, never do. So
+the values are paired, by image and by seed, and one can say whether a lead is more than the luck of one training.
+
 Whatever can be wrong is looked for before the first training step (see plan.py). What is finished is on disk at once
 (results.py), so that a run that was stopped, by whatever, goes on where it was when the same command is given again.
 """
@@ -19,6 +23,7 @@ from veridical.comparison.folder import choose_folder
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan, initial_model, prepare
 from veridical.comparison.results import (
+    failure,
     load_result,
     reference_rows,
     save_model,
@@ -64,38 +69,51 @@ def demo_recipe(overrides: Sequence[str] = ()) -> Recipe:
 def compare(
     recipe: Recipe, out: Path | None = None, observer: Observer | None = None, *, leave_out: bool = False
 ) -> Path:
-    """Train a model once per loss and evaluate each; returns the run folder, which the report reads.
+    """Train a model per loss and seed and evaluate each; returns the run folder, which the report reads.
 
     Args:   out: the run folder; else the recipe's `out`, else runs/<task>-<time>. A folder that holds a run of the same
-            recipe is continued: what is finished stays, what is not goes on from its last checkpoint.
+            recipe is continued: what is finished stays, what is not goes on from its last checkpoint. Losses and
+            seeds may be added.
             leave_out: leave out losses whose weights cannot be had, with a note (the demo); otherwise that is an error.
     Errors: VeridicalError, before any training, for whatever is wrong with names, options, files, sizes or weights.
-            NonFiniteLoss when every loss diverged; one that does is recorded as failed and the others go on.
+            NonFiniteLoss when every loss diverged; one that does, with any seed, is recorded as failed and the others
+            go on.
     """
     observer = observer if observer and _is_chief() else Observer()
     plan = prepare(recipe, choose_folder(recipe, out), observer, leave_out=leave_out)
     command = _command(recipe, plan.folder)
-    observer.begins(plan.folder, [each.name for each in plan.contenders], recipe.training.steps)
-    kept = {contender.name for contender in plan.contenders if load_result(plan, contender)}
+    observer.begins(
+        plan.folder, [_title(plan, each) for each in plan.contenders], recipe.training.steps, recipe.training.seeds
+    )
+    kept = [load_result(plan, contender) for contender in plan.contenders]
     references: list[Row] = []
     if _is_chief():
         references = reference_rows(plan, observer)
         write_state(plan, references, command)
-    for contender in plan.contenders:
-        if contender.name not in kept:
-            observer.loss_begins(contender.name)
+    for contender, was_kept in zip(plan.contenders, kept, strict=True):
+        title = _title(plan, contender)
+        if not was_kept and (reason := failure(plan.trainings[contender.name])):
+            observer.loss_ends(title, "failed", contender.seconds, f"left out: {contender.name} failed {reason}")
+            continue
+        if not was_kept:
+            observer.loss_begins(title)
             run_one(plan, contender, observer)
             if _is_chief():
                 write_state(plan, references, command)
-        status = "kept" if contender.name in kept and contender.status == "done" else contender.status
-        observer.loss_ends(contender.name, status, contender.seconds, contender.error)
+        status = "kept" if was_kept and contender.status == "done" else contender.status
+        observer.loss_ends(title, status, contender.seconds, contender.error)
     if not _is_chief():
         raise SystemExit(0)  # the first process has the results and goes on to the report
-    if all(contender.status == "failed" for contender in plan.contenders):
-        raise NonFiniteLoss(
-            f"every loss failed, so there is nothing to compare. {plan.contenders[0].name}: {plan.contenders[0].error}"
-        )
+    failures = {name: failure(trainings) for name, trainings in plan.trainings.items()}
+    if all(failures.values()):
+        name, reason = next(iter(failures.items()))
+        raise NonFiniteLoss(f"every loss failed, so there is nothing to compare. {name}: {reason}")
     return plan.folder
+
+
+def _title(plan: Plan, contender: Contender) -> str:
+    """What a training is called while it runs."""
+    return contender.name if plan.recipe.training.seeds == 1 else f"{contender.name}, seed {contender.seed}"
 
 
 def _command(recipe: Recipe, folder: Path) -> str:
@@ -106,8 +124,8 @@ def _command(recipe: Recipe, folder: Path) -> str:
 
 
 def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
-    """Train and evaluate one loss, or only evaluate it when just the metrics are new. Sets what became of it, and
-    saves that."""
+    """Carry out one training and evaluate it, or only evaluate it when just the metrics are new. Sets what became of
+    it, and saves that."""
     try:
         if contender.status != "trained":
             _train(plan, contender, observer)
@@ -129,23 +147,23 @@ def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
 
 
 def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
-    settings = plan.recipe.training
+    settings = plan.settings(contender.seed)
     # A short trial, too, gets a curve.
     settings = dataclasses.replace(settings, log_every=min(settings.log_every, -(-settings.steps // 20)))
-    model = plan.initial_model()
+    model, own_loss = plan.initial_model(contender.seed), contender.own_loss()
     result = train(
         model,
-        contender.loss,
-        plan.samples,
+        own_loss,
+        plan.samples(contender.seed),
         settings,
-        plan.folder / contender.slug,
+        plan.folder / contender.place,
         observer=observer,
         fingerprint=training_identity(plan, contender),
     )
     contender.seconds = result.seconds
     contender.seconds_per_step = result.seconds / max(result.steps, 1)
-    fixed = contender.loss.fixed_label
-    contender.fixed_spec = fixed if fixed != contender.loss.label else None
+    fixed = own_loss.fixed_label
+    contender.fixed_spec = fixed if fixed != own_loss.label else None
     contender.status = "trained"
     if _is_chief():
         save_model(plan, contender, model)
@@ -155,7 +173,7 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
 def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
     """Score the model on disk: the one that `veridical restore` will use."""
     model = plan.initial_model()
-    model.load_state_dict(load_file(plan.folder / contender.slug / "model.safetensors"))
+    model.load_state_dict(load_file(plan.folder / contender.place / "model.safetensors"))
     model.to(plan.device)
     contender.rows = []
     rows_by_image = evaluate(
@@ -164,12 +182,12 @@ def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
         plan.metrics,
         loss=contender.name,
         slugs=plan.slugs,
-        images=plan.folder / "images" / contender.slug,
+        images=None if contender.turn else plan.folder / "images" / contender.slug,
         device=plan.device,
     )
     for number, rows in enumerate(rows_by_image, start=1):
         contender.rows += rows
-        observer.doing(f"evaluating {contender.name}", number, len(plan.pairs))
+        observer.doing(f"evaluating {_title(plan, contender)}", number, len(plan.pairs))
     contender.status = "done"
 
 

@@ -124,6 +124,8 @@ def tune(
     observer = observer or Observer()
     if recipe.training.devices > 1:
         raise RecipeError("a search trains on one device; set training.devices = 1.")
+    if recipe.training.seeds > 1:
+        raise RecipeError("a search trains each trial once; set training.seeds = 1.")
     if len(recipe.losses) != 1:
         raise RecipeError(
             f"a search takes one loss, a sum such as 'l1 + 0.01*lpips'; got {len(recipe.losses)}: "
@@ -247,7 +249,7 @@ def _carry_out(plan: Plan, trial: Trial, parts: Loss, search: Search, inputs: Se
         return "kept"
     # What is said of a loss needs no network of its own: the parts of one sum stand for those of every trial.
     described = WeightedSum(list(zip(_weights(trial.spec), parts.parts, strict=True)))
-    contender = Contender(trial.spec, trial.slug, trial.spec, described)
+    contender = Contender(trial.spec, trial.slug, trial.spec, described, plan.recipe.training.seed)
     plan.contenders.append(contender)
     kept = load_result(plan, contender)
     if not kept:

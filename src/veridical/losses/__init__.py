@@ -149,6 +149,29 @@ def _at_task(term: Term, task: str) -> Term:
     return Term(term.name, term.weight, {"task": task, **term.options})
 
 
+def at_seed(spec: str, number: int) -> str:
+    """The spec for another training: `number` is added to the seed of every loss in it that has one, so that what is
+    drawn at random, or learns from random weights, does so from other numbers. 0 leaves it as it is.
+
+    >>> at_seed("l1 + 0.01*spl-a + 0.1*gan(seed=5)", 2)
+    'l1 + 0.01*spl-a(seed=2) + 0.1*gan(seed=7)'
+    """
+    if number == 0:
+        return spec
+    terms = _terms(spec, {})
+    told = [_at_seed(term, number) for term in terms]
+    return spec if told == terms else " + ".join(map(str, told))
+
+
+def _at_seed(term: Term, number: int) -> Term:
+    known = options_of(_class_from(term.name) if _is_file(term.name) else lookup(LOSSES, term.name, "loss").build)
+    if "seed" not in known:
+        return term
+    given = term.options.get("seed", known["seed"].default)
+    first = given if isinstance(given, int) else 0  # a loss of one's own may begin with None
+    return Term(term.name, term.weight, {**term.options, "seed": first + number})
+
+
 def files(spec: str) -> tuple[Path, ...]:
     """The files of one's own that a spec reads losses from: what they compute may change while their names stay."""
     return tuple(Path(term.name.rpartition(":")[0]) for term in _terms(spec, {}) if _is_file(term.name))
@@ -243,6 +266,7 @@ __all__ = [
     "LossEntry",
     "Prepared",
     "WeightedSum",
+    "at_seed",
     "at_task",
     "files",
     "loss",

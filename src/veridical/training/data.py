@@ -4,6 +4,7 @@ Sample `index` is drawn from a generator of its own, seeded with a hash of (seed
 comparison sees the same crops, flips and noise in the same order, whatever the worker count, resumed or not.
 """
 
+import copy
 import hashlib
 import signal
 from collections import Counter, OrderedDict
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -299,6 +300,12 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         self.store = Store(channels=channels, cache_bytes=cache_bytes)
         self.crop, self.seed, self.flips = crop, seed, flips
         self.items, self.skipped = _usable(items, self.store, crop, f"training crops of {crop} px", progress)
+
+    def with_seed(self, seed: int) -> Self:
+        """Other samples of the same photographs, which both keep decoded in one place."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(self.seed, index)

@@ -17,7 +17,8 @@ class Settings:
     batch_size:       images of a batch, over all devices together.
     crop:             side of a training crop, px.
     lr:               Adam's learning rate at the start; it falls along a cosine to 1% of this.
-    seed:             of the initial weights, the crops, the degradations and the losses.
+    seed:             of the initial weights, the crops and the degradations; what a loss draws is by its own seed.
+    seeds:            trainings of each loss of a comparison: with seed, seed + 1 and so on. See comparison/sweep.py.
     precision:        "32-true", "bf16-mixed" or "16-mixed".
     ema:              decay of the moving average of the weights, such as 0.999; 0 for none.
     device:           "auto", "cpu", "cuda" or "mps".
@@ -32,6 +33,7 @@ class Settings:
     crop: int = 192
     lr: float = 5e-4
     seed: int = 0
+    seeds: int = 1
     precision: str = "32-true"
     ema: float = 0.0
     device: str = "auto"
@@ -45,7 +47,7 @@ class Settings:
             value, kind = getattr(self, f.name), type(f.default)
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             _check(f.name, fits, {int: "a whole number", float: "a number", str: "a word"}[kind], value)
-        for name in ("steps", "batch_size", "crop", "devices", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "crop", "seeds", "devices", "log_every", "checkpoint_every"):
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("seed", "workers"):
             _check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
@@ -61,8 +63,8 @@ class Settings:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """What must not change when a run goes on; where and how fast it runs may."""
-        free = {"device", "devices", "workers", "log_every", "checkpoint_every"}
+        """What must not change when a training goes on; where and how fast it runs may, and how many there are."""
+        free = {"seeds", "device", "devices", "workers", "log_every", "checkpoint_every"}
         return {f"training.{f.name}": str(getattr(self, f.name)) for f in fields(self) if f.name not in free}
 
 
