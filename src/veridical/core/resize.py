@@ -16,6 +16,12 @@ def resize(image: Tensor, factor: Fraction) -> Tensor:
     return _resize_rows(rows.transpose(-1, -2), factor).transpose(-1, -2).contiguous()
 
 
+def resize_to(image: Tensor, height: int, width: int) -> Tensor:
+    """`resize` to a given size, with a factor of its own for each side: (..., H, W) -> (..., height, width)."""
+    rows = _resize_rows(image, Fraction(height, image.shape[-2]))
+    return _resize_rows(rows.transpose(-1, -2), Fraction(width, image.shape[-1])).transpose(-1, -2).contiguous()
+
+
 def _resize_rows(image: Tensor, factor: Fraction) -> Tensor:
     length = image.shape[-2]
     # One output pixel looks at 4 input pixels, or at 4 / factor of them when the kernel is widened.

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from veridical.core.catalog import lookup
 from veridical.core.errors import WeightsMissing
+from veridical.features.forest import read_forests
 from veridical.features.libsvm import read_regression
 
 __all__ = [
@@ -119,6 +120,7 @@ class WeightFile:
         remedy: for weights that nobody publishes as plain tensors: how a user makes the file. It has no source.
         regression: it is a support vector regression in libsvm's text, of this many inputs, and stays in float64.
         double: it stays in float64.
+        forests: it holds regression forests on so many features each, in MATLAB's format.
     """
 
     name: str
@@ -130,6 +132,7 @@ class WeightFile:
     regression: int = 0
     wheeled: str = ""
     double: bool = False
+    forests: tuple[int, ...] = ()
 
     @property
     def file_sha256_prefix(self) -> str:
@@ -143,7 +146,7 @@ class WeightFile:
     @property
     def accepted(self) -> tuple[str, ...]:
         """The file names under which it is found in a folder."""
-        if self.regression:
+        if self.regression or self.forests:
             return (self.file,)
         return (f"{self.name}.safetensors", f"{self.name}_features.safetensors", self.file)
 
@@ -288,6 +291,23 @@ _NIQE = WeightFile(
     double=True,
 )
 
+_NRQM = WeightFile(
+    "nrqm",
+    "NRQM_model.mat",
+    {"linear": (4,)}
+    | {
+        f"{number}.{name}": (-1, -1)
+        for number in range(3)
+        for name in ("left", "right", "feature", "threshold", "value")
+    },
+    remedy=(
+        "Get model.mat of the authors' release (github.com/chaoma99/sr-metric), or NRQM_model.mat of pyiqa's weights "
+        "(huggingface.co/chaofengc/IQA-PyTorch-Weights), and read it by path, nrqm(weights='model.mat')"
+    ),
+    double=True,
+    forests=(18, 45, 75),
+)
+
 FILES: dict[str, WeightFile] = {
     file.name: file
     for file in (
@@ -314,6 +334,7 @@ FILES: dict[str, WeightFile] = {
         _BRISQUE,
         _PIEAPP,
         _NIQE,
+        _NRQM,
         _mdf("mdf-released-sisr", "Ds_SISR.pth", "9da689a7bf8ed66f08156c336f124a33546ceb27f0dc43ed2af71f1c6ad8ca27"),
         _mdf("mdf-released-jpeg", "Ds_JPEG.pth", "1267568c00fec31d5d6a6ad24c7dcd4cec2f8e710197e2523d1dc3c2f68041b7"),
     )
@@ -335,7 +356,8 @@ def load(name: str, *, path: str | Path | None = None) -> Weights:
     if path is not None:
         path = Path(path).expanduser()
         if not path.is_file():
-            kind = "text of libsvm" if file.regression else ".pth, .npz or .safetensors"
+            others = ".mat" if file.forests else ".pth, .npz or .safetensors"
+            kind = "text of libsvm" if file.regression else others
             raise WeightsMissing(
                 f"{path} is not a file. Expected the {name} weights as {kind}; without a path they are found or "
                 "fetched by themselves."
@@ -573,7 +595,12 @@ def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weight
     """As `_read`, kept in memory until the file changes: two VGG losses hold the network's weights once."""
     file = FILES[name]
     with torch.inference_mode(False):  # tensors made inside inference mode could never take part in a training
-        found, metadata = (read_regression(path, file.regression), {}) if file.regression else _read_tensors(path)
+        if file.regression:
+            found, metadata = read_regression(path, file.regression), {}
+        elif file.forests:
+            found, metadata = read_forests(path, file.forests), {}
+        else:
+            found, metadata = _read_tensors(path)
         tensors = _select(file, found, path)
     actual = content_hash(tensors)
     standard = path.name == file.file or (path.name in file.accepted and not own)
@@ -632,13 +659,14 @@ def _select(file: WeightFile, found: Mapping[str, Any], path: Path) -> dict[str,
             raise WeightsMissing(
                 f"{path} is not {file.name}: it has no tensor {key!r} of shape {shape}. It has: {has or 'nothing'}."
             )
-        if not _fits(tensor.shape, shape) or not tensor.is_floating_point():
+        if not _fits(tensor.shape, shape) or not (tensor.is_floating_point() or file.forests):
             raise WeightsMissing(
                 f"{path} is not {file.name}: {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"expected floating-point numbers of shape {shape}."
             )
         # A copy, so that no tensor of ours keeps the rest of the file in memory or shares the mapped file.
-        kind = torch.float64 if file.regression or file.double else torch.float32
+        double = torch.float64 if tensor.is_floating_point() else tensor.dtype  # the nodes of a forest have numbers
+        kind = double if file.regression or file.double else torch.float32
         tensors[key] = tensor.detach().to(kind).clone(memory_format=torch.contiguous_format)
     return tensors
 

@@ -12,6 +12,7 @@ from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
 from veridical.distances import dists_needs, lpips_needs
+from veridical.features.pieapp import pieapp_needs
 from veridical.metrics.full_reference import (
     build_cw_ssim,
     build_dists,
@@ -19,11 +20,21 @@ from veridical.metrics.full_reference import (
     build_gmsd,
     build_lpips,
     build_ms_ssim,
+    build_pieapp,
     build_psnr,
     build_ssim,
     build_vif,
 )
-from veridical.metrics.no_reference import brisque_needs, build_brisque, build_sharpness_q
+from veridical.metrics.no_reference import (
+    build_brisque,
+    build_laplacian_variance,
+    build_niqe,
+    build_nrqm,
+    build_pi,
+    build_sharpness_q,
+    pi_needs,
+    weights_needed,
+)
 
 EXAMPLE = "psnr(channel=y)"
 
@@ -35,6 +46,7 @@ class MetricEntry:
     Attributes: build: keyword options -> module (prediction, target) -> (N,); its docstring describes the metric.
                 label: as papers print it. higher_is_better, unit, range: of its values.
                 reference: False when the target is not looked at. needs: options -> names of pretrained weights.
+                channel, border: what `metric` takes unless it is told.
     """
 
     build: Callable[..., nn.Module]
@@ -44,6 +56,8 @@ class MetricEntry:
     unit: str = ""
     reference: bool = True
     needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
+    channel: str = "rgb"
+    border: int = 0
 
     @property
     def summary(self) -> str:
@@ -60,6 +74,7 @@ METRICS: dict[str, MetricEntry] = {
     "fsim": MetricEntry(build_fsim, "FSIM", higher_is_better=True, range="[0, 1]"),
     "lpips": MetricEntry(build_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
     "dists": MetricEntry(build_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
+    "pieapp": MetricEntry(build_pieapp, "PieAPP", higher_is_better=False, range="about 0 up", needs=pieapp_needs),
     "sharpness-q": MetricEntry(
         build_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False
     ),
@@ -69,9 +84,34 @@ METRICS: dict[str, MetricEntry] = {
         higher_is_better=False,
         range="about 0 to 100",
         reference=False,
-        needs=brisque_needs,
+        needs=weights_needed("brisque"),
+    ),
+    "niqe": MetricEntry(
+        build_niqe, "NIQE", higher_is_better=False, range="[0, inf)", reference=False, needs=weights_needed("niqe")
+    ),
+    "nrqm": MetricEntry(
+        build_nrqm, "Ma", higher_is_better=True, range="about 0 to 10", reference=False, needs=weights_needed("nrqm")
+    ),
+    "pi": MetricEntry(
+        build_pi,
+        "PI",
+        higher_is_better=False,
+        range="about 0 to 10",
+        reference=False,
+        needs=pi_needs,
+        channel="y",
+        border=4,
+    ),
+    "laplacian-variance": MetricEntry(
+        build_laplacian_variance,
+        "Laplacian variance",
+        higher_is_better=True,
+        range="[0, 1040400]",
+        reference=False,
     ),
 }
+ALIASES = {"ma": "nrqm"}
+"""Other names of a metric in the literature."""
 
 
 class Metric(nn.Module):
@@ -121,11 +161,12 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
     [20.0, 20.0]
 
     Args:   channel: "rgb" (as the image comes), "y" (MATLAB's studio-range Y, as super-resolution papers) or "luma"
-            (full-range BT.601). border: px cut from each side first. options: of the metric itself.
+            (full-range BT.601). border: px cut from each side first. Both are "rgb" and 0, for pi "y" and 4, unless
+            given. options: of the metric itself.
     Errors: UnknownName for a name or an option that there is not, with the nearest one; WeightsMissing.
     """
     term = parse_one(spec, "metric", EXAMPLE)
-    name, given = term.name, {**term.options, **options}
+    name, given = ALIASES.get(term.name, term.name), {**term.options, **options}
     if channel is not None:
         given["channel"] = channel
     if border is not None:
@@ -136,7 +177,7 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
     for option in given:
         if option not in known:
             raise unknown(f"option of metric {name!r}", option, known)
-    chosen, cut = given.pop("channel", "rgb"), given.pop("border", 0)
+    chosen, cut = given.pop("channel", entry.channel), given.pop("border", entry.border)
     check_choice(f"channel of {name}", chosen, CHANNELS)
     check_whole(f"border of {name}", cut, low=0)
     made = Metric(shown, entry, call(entry.build, given, f"metric {name!r}"), channel=chosen, border=cut)
@@ -147,7 +188,7 @@ def metric(spec: str, *, channel: Channel | None = None, border: int | None = No
 def needs(spec: str) -> tuple[str, ...]:
     """Names of the pretrained weights that a metric spec needs, without building it."""
     term = parse_one(spec, "metric", EXAMPLE)
-    return lookup(METRICS, term.name, "metric").needs(term.options)
+    return lookup(METRICS, ALIASES.get(term.name, term.name), "metric").needs(term.options)
 
 
 __all__ = ["METRICS", "Metric", "MetricEntry", "metric", "needs"]
