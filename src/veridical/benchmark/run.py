@@ -251,7 +251,7 @@ def _measure_case(
 ) -> Row:
     images = pictures(settings.size or case.shape, device, with_gradient=not case.metric)
     contestants: dict[str, Peer] = {}
-    calls: dict[str, Call] = {OURS: _build_ours(case, supply, device)}
+    calls: dict[str, Call] = {OURS: build_ours(case, supply, device)}
     missing: dict[str, str] = {}
     seen: dict[str, tuple[Tensor, Tensor | None]] = {OURS: images.run(calls[OURS])}
     # A loss of single pixels has no plain form to count: it reads both images, and writes the gradient.
@@ -302,7 +302,8 @@ def _measure_case(
     )
 
 
-def _build_ours(case: Case, supply: Supply, device: torch.device) -> Call:
+def build_ours(case: Case, supply: Supply, device: torch.device) -> Call:
+    """The loss or metric of a case, with the weights that its peers have."""
     make, needed = (metric, metric_needs) if case.metric else (loss, needs)
     return make(case.spec, **_options(case.spec, needed(case.spec), supply)).to(device).eval()
 

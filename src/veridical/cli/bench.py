@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import bench_app, counter, guarded, print_table, split_list
+from veridical.cli.common import bench_app, complain, counted, counter, guarded, print_table, split_list
 
 
 @bench_app.command("losses")
@@ -59,3 +59,30 @@ def bench_losses(
     for note in report.notes(result):
         print(f"- {note}")
     print(f"measurements: {', '.join(map(str, paths))}")
+
+
+@bench_app.command("metrics")
+@guarded
+def bench_metrics(
+    images: Annotated[Path, typer.Argument(help="Degraded or restored images: a file or a folder.")],
+    reference: Annotated[Path, typer.Argument(help="Their references, matched by name.")],
+    only: Annotated[str | None, typer.Option(help="Metrics, separated by commas; all when left out.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table here, as a page.")] = None,
+) -> None:
+    """Do our metrics give what other libraries give? The largest difference of each, on your own images."""
+    from veridical.benchmark import agreement
+    from veridical.comparison.score import pairs_of
+    from veridical.core.files import atomic_write
+
+    pairs = pairs_of(images, reference)
+    with counter("comparing") as advance:
+        found = agreement.agree(
+            pairs, f"{counted(len(pairs), 'pair')} of {images.parent.name}/{images.name}",
+            split_list(only, "metrics") if only else (), advance,
+        )  # fmt: skip
+    print_table("Agreement", agreement.COLUMNS, agreement.table(found))
+    for name, why in found.missing.items():
+        complain(f"left out: {name}: {why}")
+    if markdown is not None:
+        atomic_write(markdown, agreement.markdown(found).encode())
+        print(f"table: {markdown}")
