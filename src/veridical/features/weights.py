@@ -137,7 +137,8 @@ class WeightFile:
     @property
     def file_sha256_prefix(self) -> str:
         """The digits in a file name of torchvision's; otherwise nothing."""
-        return Path(self.file).stem.rpartition("-")[2] if self.file.endswith(".pth") else ""
+        _, dash, digits = Path(self.file).stem.rpartition("-")
+        return digits if dash and self.file.endswith(".pth") else ""
 
     @property
     def url(self) -> str:

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from veridical.core.options import check_choice, check_flag, check_whole
 from veridical.distances import FeatureDistance, dists_distance, lpips_distance
-from veridical.measures import cw_ssim, fsim, gmsd, ms_ssim, psnr, ssim, vif
+from veridical.features.pieapp import PieAPPNetwork
+from veridical.measures import cw_ssim, fsim, gmsd, ms_ssim, pieapp, psnr, ssim, vif
 from veridical.measures.cw_ssim import VARIANTS as CW_SSIM_VARIANTS
 from veridical.measures.cw_ssim import Variant as CWSSIMVariant
 from veridical.measures.cw_ssim import least_size as cw_ssim_least_size
 from veridical.measures.fsim import LEAST_PX as FSIM_LEAST_PX
 from veridical.measures.gmsd import LEAST_PX as GMSD_LEAST_PX
+from veridical.measures.pieapp import PATCH as PIEAPP_PATCH
+from veridical.measures.pieapp import STRIDE as PIEAPP_STRIDE
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
 from veridical.measures.vif import LEAST_PX as VIF_LEAST_PX
 from veridical.measures.vif import Variant as VIFVariant
@@ -27,6 +30,17 @@ class OfPair(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.function(prediction, target)
+
+
+class OfPatches(nn.Module):
+    """PieAPP: its network is a submodule, so that it moves along."""
+
+    def __init__(self, network: PieAPPNetwork, stride: int) -> None:
+        super().__init__()
+        self.network, self.stride, self.min_size = network, stride, PIEAPP_PATCH
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return pieapp(prediction, target, self.network, stride=self.stride)
 
 
 class OfFeatures(nn.Module):
@@ -92,3 +106,9 @@ def build_fsim(*, colour: bool = True) -> nn.Module:
     """Similarity of features: phase congruency and slopes, with colour FSIMc. Zhang et al. 2011."""
     check_flag("colour of fsim", colour)
     return OfPair(partial(fsim, colour=colour), FSIM_LEAST_PX)
+
+
+def build_pieapp(*, stride: int = PIEAPP_STRIDE, weights: str | None = None) -> nn.Module:
+    """Perceptual error learned from people's choices, on 64x64 patches. Prashnani et al. 2018."""
+    check_whole("stride of pieapp", stride, low=1)
+    return OfPatches(PieAPPNetwork(weights), stride)
