@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
 from veridical.comparison import charts, pictures
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
@@ -52,20 +53,31 @@ def make_run(
     names=None,
     size=SIZE,
     noise=0.004,
+    seeds=(),
+    luck=0.0,
 ):
-    """A run folder as `veridical compare` leaves it, with small invented pictures and values."""
+    """A run folder as `veridical compare` leaves it, with small invented pictures and values. seeds: of training, none
+    for a run from before there were several; luck: what a training adds to every value, in parts of it."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     names = names or [f"photo {j}" for j in range(images)]
     slugs = {loss: f"loss-{i}" for i, loss in enumerate(means)} | {"input": "input"}
     rows = []
+    lucky = {
+        (loss, seed): 1 + luck * np.random.default_rng([k, seed]).normal()
+        for k, loss in enumerate(means)
+        for seed in seeds
+    }
     for name in names:
         hard = 1 + 0.03 * rng.normal()  # shared by all losses: an image is easy or hard for every one
         for loss, values in means.items():
             for metric, value in zip(METRICS, values, strict=True):
                 if metric in metrics:
-                    rows.append((name, loss, metric, value * hard * (1 + noise * rng.normal())))
-    frame = pl.DataFrame(rows, schema=["image", "loss", "metric", "value"], orient="row")
+                    for seed in (loss != "input" and seeds) or (0,):
+                        one = value * hard * (1 + noise * rng.normal()) * lucky.get((loss, seed), 1.0)
+                        rows.append((name, loss, seed, metric, one))
+    frame = pl.DataFrame(rows, schema=["image", "loss", "seed", "metric", "value"], orient="row")
+    frame = frame if seeds else frame.drop("seed")
     frame.write_parquet(folder / "rows.parquet")
     for variant in (*slugs.values(), "truth"):
         (folder / "images" / variant).mkdir(parents=True)
@@ -174,18 +186,34 @@ def report(run):
     return html, Page(html)
 
 
+def first_screen(page):
+    shown = page.text[: page.text.index("Loss Score")]
+    return re.sub(r" (?=[,.;:])", "", shown)  # a name in bold ends with a space in page.text
+
+
+def parts(page):
+    """What the first screen says is supported, and what is not."""
+    _, _, rest = first_screen(page).partition(" Supported ")
+    supported, _, rest = rest.partition(" Not supported ")
+    return supported, rest
+
+
 def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
     run = make_run(tmp_path / "run")
     _, page = report(run)
-    first = page.text[: page.text.index("Loss Score")]
-    assert "Which loss should I use? Use pdl significant over 12 images" in first
-    assert re.search(r"pdl has the highest aggregate score, 0\.9\d\d ; next is|highest aggregate score, 0\.9", first)
-    assert re.search(r"a margin of 0\.[23]\d\d", first)
-    assert "Over the 12 evaluated images this lead is significant against every other loss" in first
-    assert "p < 0.001" in first
+    assert "Which loss should I use? Use pdl significant over 12 images" in first_screen(page)
+    assert re.search(r"pdl has the highest aggregate score, 0\.9\d\d; next is .* a margin of 0\.[23]\d\d\.", page.text)
+    supported, unsupported = parts(page)
+    assert "By the score, pdl beats all 3 other losses (p < 0.001)." in supported
+    assert "By PSNR, l2 beats all 3 other losses (p < 0.001)." in supported
+    assert "pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS." in supported
+    assert "Supported: 12 images; p < 0.05 by a paired t-test and by Wilcoxon's signed-rank test" in first_screen(page)
+    assert "each loss was trained once, so the luck of a training is not measured; --seeds 3 would." in unsupported
     plain = verdict(read_run(run))
     assert plain.startswith("Use pdl. pdl has the highest aggregate score")
-    assert "12 evaluated images" in plain
+    assert "\nSupported (12 images; " in plain
+    assert "\n- By the score, pdl beats all 3 other losses (p < 0.001).\n" in plain
+    assert "\nNot supported:\n- That this holds for another training: " in plain
     assert "<" not in plain.replace("p < ", "")
 
 
@@ -195,7 +223,92 @@ def test_says_when_the_lead_is_not_significant(tmp_path):
     _, page = report(run)
     winner, other = ("l1", "l2") if "Use l1" in verdict(read_run(run)) else ("l2", "l1")
     assert f"Use {winner} no significant lead over {other}" in page.text
-    assert re.search(rf"not significant against {other} \(p = [\d.]+\): it could be chance", verdict(read_run(run)))
+    supported, unsupported = parts(page)
+    assert re.search(rf"By the score, {winner} over {other} \(p = [\d.]+\)\.", unsupported)
+    assert "By the score" not in supported
+
+
+def test_few_images_are_not_enough_for_ranks_and_the_page_says_so(tmp_path):
+    """All four agree, which is p = 1/16 of Wilcoxon's test, whatever the t-test says."""
+    run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl")}, images=4)
+    _, page = report(run)
+    said = "By LPIPS, pdl over l2: the t-test finds it (p < 0.001), Wilcoxon's cannot with only 4 images."
+    assert said in first_screen(page)
+    assert "Use pdl the tests disagree on the lead over l2" in page.text
+    assert "it cannot go below 0.062" in page.text
+    assert f"- {said}" in verdict(read_run(run))
+
+
+def edit_rows(run, change):
+    rows = pl.read_parquet(run / "rows.parquet")
+    rows.with_columns(change).write_parquet(run / "rows.parquet")
+
+
+def set_lpips(run, loss, values):
+    """The LPIPS of one loss, image by image in the order of the rows."""
+    rows = pl.read_parquet(run / "rows.parquet")
+    here = ((rows["loss"] == loss) & (rows["metric"] == "lpips")).to_numpy()
+    new = rows["value"].to_numpy().copy()
+    new[here] = values
+    rows.with_columns(pl.Series("value", new)).write_parquet(run / "rows.parquet")
+
+
+def test_one_image_that_outweighs_the_others_makes_the_tests_disagree(tmp_path):
+    """Ahead on 11 of 12 images by a little, behind on one by a lot: the mean says nothing, the ranks do."""
+    run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl")})
+    set_lpips(run, "l2", np.full(12, 0.2))
+    set_lpips(run, "pdl", np.r_[0.2 - 0.01 * (1 + 0.1 * np.arange(11)), 0.29])
+    analysis = read_run(run).analysis
+    (test,) = next(m for m in analysis.metrics if m.column.base == "lpips").tests
+    difference = np.r_[0.01 * (1 + 0.1 * np.arange(11)), -0.09]
+    assert test.corrected == pytest.approx(stats.ttest_1samp(difference, 0, alternative="greater").pvalue)
+    assert test.wilcoxon_corrected == pytest.approx(stats.wilcoxon(difference, alternative="greater").pvalue)
+    assert not test.significant
+    assert test.wilcoxon_corrected < 0.05
+    _, page = report(run)
+    expected = (
+        r"By LPIPS, pdl over l2: Wilcoxon's test finds it \(p = 0\.0\d+\), the t-test does not \(p = 0\.[\d]+\)\."
+    )
+    assert re.search(expected, parts(page)[1])
+
+
+@pytest.mark.parametrize(("luck", "holds"), [(0.0, True), (0.05, False)])
+def test_several_seeds_say_whether_a_lead_holds_for_new_trainings(tmp_path, luck, holds):
+    means = {"input": MEANS["input"], "l2": MEANS["l2"], "l1": (30.3, 0.909, 0.980, 0.245, 0.07)}
+    run = make_run(tmp_path / "run", means=means, seeds=(5, 6, 7), luck=luck)
+    _, page = report(run)
+    winner = read_run(run).analysis.winner
+    other = next(loss for loss in means if loss not in (winner, "input"))
+    assert "Each loss was trained 3 times" in page.text
+    assert "the luck of a training is not measured" not in page.text
+    assert (f"For new trainings too, {winner} beats {other}" in page.text) == holds
+    assert (f"That {winner} beats {other} is not shown to hold for new trainings" in page.text) != holds
+    if holds:
+        assert f"Use {winner} significant over 12 images and 3 trainings" in page.text
+        assert "Supported: 12 images × 3 trainings" in page.text
+        assert "It speaks for new images and new trainings" in page.text
+    else:
+        assert f"By the score, {winner} over {other}: so for these trainings" in parts(page)[1]
+        assert ", but not for new ones (p = 0." in parts(page)[1]
+    assert "Pictures are of the first training of each loss" in page.text
+    assert "5, 6, 7" in page.text[page.text.rindex("Provenance") :]
+
+
+def test_the_variance_of_trainings_and_images_is_shown_for_each_loss(tmp_path):
+    run = make_run(tmp_path / "run", seeds=(0, 1, 2), luck=0.05)
+    html, _ = report(run)
+    split = next(m for m in read_run(run).analysis.metrics if m.column.base == "psnr").splits["pdl"]
+    panel = html[html.index("between the 3 trainings of a loss") :]
+    row = panel[panel.index(">pdl</span>") : panel.index("</tr>", panel.index(">pdl</span>"))]
+    cells = re.findall(r"<td>([\d.]+)</td>", row)
+    assert cells == [f"{each:.2f}" for each in (split.seed, split.image, split.rest)]
+    assert f"{100 * split.shares[0]:.0f} % trainings, {100 * split.shares[1]:.0f} % images" in row
+
+
+def test_without_several_seeds_no_variance_is_split(tmp_path):
+    _, page = report(make_run(tmp_path / "run", seeds=(3,)))
+    assert "Between trainings and between images" not in page.text
+    assert "Each loss was trained once, so the luck of a training is not measured; --seeds 3 would." in page.text
 
 
 def test_one_image_cannot_be_tested(tmp_path):
@@ -208,10 +321,15 @@ def test_one_image_cannot_be_tested(tmp_path):
     assert "NaN" not in html
 
 
-def test_one_loss_is_nothing_to_choose_between(tmp_path):
+def test_one_loss_is_nothing_to_choose_between_but_is_held_against_the_input(tmp_path):
     run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "pdl")})
-    report(run)
-    assert verdict(read_run(run)).startswith("pdl is the only loss with a result")
+    _, page = report(run)
+    said = verdict(read_run(run))
+    assert said.startswith("pdl is the only loss with a result: whether another would do better is not known.\n")
+    assert "- pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS." in said.partition("Not supported")[0]
+    assert "Use pdl not tested" in page.text
+    assert "Who beats whom" not in page.text
+    assert "furthest behind" not in page.text.partition("Where each loss fails")[2].partition("Nothing here")[2]
 
 
 def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):

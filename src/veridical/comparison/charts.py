@@ -1,6 +1,7 @@
 """The geometry of a page's plots: numbers in, pixel coordinates out. The templates draw them as SVG."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a scatter plot in its own units. series: None for the degraded input. x_range, y_range: intervals."""
+    """One row of a scatter plot in its own units. series: None for the degraded input. x_range, y_range: intervals.
+    said: its tooltip."""
 
     name: str
     series: int | None
@@ -71,6 +73,7 @@ class Point:
     y: float
     x_range: Range | None = None
     y_range: Range | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Mark:
     y: float
     x_arm: Range | None
     y_arm: Range | None
+    said: str
     label_x: float
     label_y: float
     anchor: str
@@ -201,7 +205,7 @@ def scatter(points: Sequence[Point], *, x_rises: bool, y_rises: bool, width: int
     return Scatter(
         width, height, left, right, top, bottom, x_ticks, y_ticks,
         tuple(
-            Mark(p.name, p.series, x, y, x_arm, y_arm, *label)
+            Mark(p.name, p.series, x, y, x_arm, y_arm, p.said, *label)
             for p, (x, y), x_arm, y_arm, label in zip(drawn, at, x_arms, y_arms, labels, strict=True)
         ),
         front=tuple(drawn[i].name for i in front),
@@ -353,7 +357,7 @@ def violins(
     left, right, top = room, width - 16.0, 26.0
     bottom = top + pitch * len(rows)
     shown = _together(rows)
-    x_of, x_ticks = _scale([v for i in shown for v in _ends(rows[i])], left, right, rises, 4 if above else 6)
+    x_of, x_ticks = _scale([v for i in shown for v in _extent(rows[i])], left, right, rises, 4 if above else 6)
     drawn = []
     for i, row in enumerate(rows):
         y = top + pitch * (i + 0.5) + (7.0 if above else -4.0)
@@ -374,31 +378,44 @@ def violins(
             edge = [f"{x:.1f} {y - h:.1f}" for x, h in zip(xs, heights, strict=True)]
             edge += [f"{x:.1f} {y + h:.1f}" for x, h in zip(xs[::-1], heights[::-1], strict=True)]
             shape = "M" + "L".join(edge) + "Z"
-        under = y + (_HALF_PX + 6 if shape else 0)
+        under = y + _HALF_PX + 6
         dots = "".join(f"M{x_of(float(v)):.1f} {under:.1f}h0" for v in values) if len(values) <= MOST_DOTS else ""
         drawn.append(
             Violin(
                 row.name, row.series, y, *label, False, shape, dots,
-                x_of(row.mean.value), _placed(x_of, _range(row.mean)),
-                x_of(row.worst.value), _placed(x_of, _range(row.worst)),
+                x_of(row.mean.value), _placed(x_of, range_of(row.mean)),
+                x_of(row.worst.value), _placed(x_of, range_of(row.worst)),
             )
         )  # fmt: skip
     return Violins(width, round(bottom + 44), left, right, top, bottom, x_ticks, (), tuple(drawn))
 
 
-def _range(interval: Interval) -> Range | None:
-    return None if interval.low is None or interval.high is None else (interval.low, interval.high)
+def range_of(interval: Interval | None) -> Range | None:
+    """The two ends of an interval, if it has them."""
+    if interval is None or interval.low is None or interval.high is None:
+        return None
+    return interval.low, interval.high
 
 
-def _ends(row: Distribution) -> Range:
-    every = [*row.values.tolist(), *(_range(row.mean) or ()), *(_range(row.worst) or ())]
+def bounds_of(text: str) -> Range:
+    """The least and the largest value of a metric from a description such as "[-1, 1]" or "[0, inf)"; else none.
+
+    >>> bounds_of("[0, inf)"), bounds_of("about 0 to 100")
+    ((0.0, inf), (-inf, inf))
+    """
+    found = re.fullmatch(r"[\[(]\s*(-?(?:inf|[\d.]+))\s*,\s*(-?(?:inf|[\d.]+))\s*[\])]", text.strip())
+    return (float(found[1]), float(found[2])) if found else (-math.inf, math.inf)
+
+
+def _extent(row: Distribution) -> Range:
+    every = [*row.values.tolist(), *(range_of(row.mean) or ()), *(range_of(row.worst) or ())]
     return min(every), max(every)
 
 
 def _together(rows: Sequence[Distribution]) -> set[int]:
     """Which rows share the axis: the degraded input, then a minority of the others, is dropped while that makes the
     axis much shorter."""
-    ends = {i: _ends(row) for i, row in enumerate(rows)}
+    ends = {i: _extent(row) for i, row in enumerate(rows)}
     trained = {i for i, row in enumerate(rows) if row.series is not None}
     kept = set(ends)
 

@@ -14,6 +14,8 @@ from veridical.core.errors import DataError
 CROP_PX = 256
 BUDGET = 13_500_000  # characters of base64 in one report; the rest of the page is below 1 MB
 CROP_SHARE = 0.5  # of the budget: crops of many images say more than full frames of few
+FAILURE_SHARE = 0.25  # of the budget, for the crops on which losses fail
+FAILURE_PX = 128
 MOST_IMAGES = 16
 _THUMBNAIL_PX = 176
 _STRIDE_PX = 16
@@ -52,13 +54,22 @@ def interesting(truth: np.ndarray, size: int = CROP_PX) -> Box:
 
     Shapes: truth (H, W, 3) uint8
     """
-    luma = truth.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    height, width = luma.shape
-    box_h, box_w = min(size, height), min(size, width)
+    # The root keeps one hard edge against the sky from outweighing a window full of texture.
+    return _fullest(np.sqrt(_slope(truth)), size)
+
+
+def _slope(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) float64, the length of luma's gradient."""
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     down, right = np.zeros_like(luma), np.zeros_like(luma)
     down[:-1], right[:, :-1] = np.diff(luma, axis=0), np.diff(luma, axis=1)
-    # The root keeps one hard edge against the sky from outweighing a window full of texture.
-    detail = np.sqrt(np.hypot(down, right).astype(np.float64))
+    return np.hypot(down, right).astype(np.float64)
+
+
+def _fullest(detail: np.ndarray, size: int) -> Box:
+    """The window of at most size x size px with the largest sum of (H, W) detail."""
+    height, width = detail.shape
+    box_h, box_w = min(size, height), min(size, width)
     total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # total[i, j]: sum of detail[:i, :j]
     tops = np.unique([*range(0, height - box_h + 1, _STRIDE_PX), height - box_h])
     lefts = np.unique([*range(0, width - box_w + 1, _STRIDE_PX), width - box_w])
@@ -70,6 +81,22 @@ def interesting(truth: np.ndarray, size: int = CROP_PX) -> Box:
     )
     i, j = np.unravel_index(int(inside.argmax()), inside.shape)
     return Box(int(lefts[j]), int(tops[i]), box_w, box_h)
+
+
+def failing(truth: np.ndarray, ours: np.ndarray, rival: np.ndarray | None = None, size: int = FAILURE_PX) -> Box:
+    """The window in which the edges and texture of `ours` are furthest from the truth's, beyond those of `rival`.
+
+    Of the length of luma's gradient: too little of it is blur, too much is ringing or invented texture.
+
+    Shapes: truth, ours, rival (H, W, 3) uint8; images of other sizes than the truth are not looked at.
+    """
+    detail = _slope(truth)
+    if ours.shape != truth.shape:
+        return _fullest(detail, size)
+    error = np.abs(_slope(ours) - detail)
+    if rival is not None and rival.shape == truth.shape:
+        error -= np.abs(_slope(rival) - detail)
+    return _fullest(error, size)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -98,20 +125,20 @@ def choose(
     if not present:
         return []
     first = _crops(run, *present[len(present) // 2], variants)
-    room = max(1, int(CROP_SHARE * budget / max(1, _size(first.crops))))
+    room = max(1, int(CROP_SHARE * budget / max(1, size(first.crops))))
     chosen = spread(len(present), min(room, MOST_IMAGES))
     shown: list[Shown] = []
     used = 0
     for i in chosen:
         candidate = first if i == len(present) // 2 else _crops(run, *present[i], variants)
-        if shown and used + _size(candidate.crops) > budget:
+        if shown and used + size(candidate.crops) > budget:
             continue
         shown.append(candidate)
-        used += _size(candidate.crops) + len(candidate.thumbnail)
+        used += size(candidate.crops) + len(candidate.thumbnail)
     slugs = dict(present)
     for k, candidate in enumerate(shown):
         pixels = candidate.width * candidate.height
-        expected = _size(candidate.crops) * pixels / (candidate.box.width * candidate.box.height)
+        expected = size(candidate.crops) * pixels / (candidate.box.width * candidate.box.height)
         # A crop is the busiest part of its image, so the frame usually takes less than this estimate.
         if candidate.whole or used + 0.6 * expected > budget:
             continue
@@ -120,8 +147,8 @@ def choose(
             for variant in candidate.crops
             if (path := run / "images" / variant / f"{slugs[candidate.name]}.png").is_file()
         }
-        if used + _size(frames) <= budget:
-            used += _size(frames)
+        if used + size(frames) <= budget:
+            used += size(frames)
             shown[k] = Shown(**{**vars(candidate), "frames": frames})
     return shown
 
@@ -129,14 +156,34 @@ def choose(
 def _crops(run: Path, name: str, slug: str, variants: Sequence[str]) -> Shown:
     truth = read(run / "images" / "truth" / f"{slug}.png")
     box = interesting(np.asarray(truth))
-    crops = {}
-    for variant in variants:
-        path = run / "images" / variant / f"{slug}.png"
-        if path.is_file():
-            crops[variant] = lossless(_cut(read(path), box, truth.size))
     small = truth.copy()
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    return Shown(name, *truth.size, box, _uri(small, "JPEG", quality=82), crops, {})
+    return Shown(name, *truth.size, box, _uri(small, "JPEG", quality=82), _cuts(run, slug, variants, box, truth), {})
+
+
+def _cuts(run: Path, slug: str, variants: Sequence[str], box: Box, truth: Image.Image) -> dict[str, str]:
+    """Variant -> the box of its image as a data URI, of those that have one."""
+    paths = {variant: run / "images" / variant / f"{slug}.png" for variant in variants}
+    return {
+        variant: lossless(_cut(read(path), box, truth.size)) for variant, path in paths.items() if path.is_file()
+    }  # fmt: skip
+
+
+def failure(run: Path, slug: str, ours: str, rival: str | None) -> tuple[Box, dict[str, str]] | None:
+    """The window in which a loss fails, and its crops: input, ours, rival, truth. None when one of the images that
+    decide is missing.
+
+    Args:   slug: of the image. ours, rival: the folders of the two losses under images/.
+    Errors: DataError for an image file that cannot be read.
+    """
+    named = [folder for folder in ("truth", ours, rival) if folder is not None]
+    paths = [run / "images" / folder / f"{slug}.png" for folder in named]
+    if not all(path.is_file() for path in paths):
+        return None
+    images = [read(path) for path in paths]
+    box = failing(*(np.asarray(image) for image in images))
+    variants = ["input", ours, *([rival] if rival else []), "truth"]
+    return box, _cuts(run, slug, variants, box, images[0])
 
 
 def _cut(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
@@ -166,5 +213,6 @@ def _uri(image: Image.Image, kind: str, **options: int | bool) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
-def _size(uris: dict[str, str]) -> int:
+def size(uris: dict[str, str]) -> int:
+    """Characters of so many data URIs."""
     return sum(map(len, uris.values()))

@@ -4,29 +4,41 @@ Reads files only (recipe.toml, comparison.json, the rows, training.csv and the i
 nobody but the command. The page opens offline: pictures, style and script are inside it.
 """
 
+import itertools
 import math
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.markup import escape as rich_escape
 from rich.table import Table
 from rich.text import Text
 
-from veridical.comparison import charts, pictures, wording
+from veridical.comparison import charts, pictures, plane, wording
+from veridical.comparison.failures import Kind, failures, judge
 from veridical.comparison.run import Run, read_run
 from veridical.comparison.start import START
-from veridical.comparison.statistics import INPUT, Analysis, MetricSummary
-from veridical.comparison.wording import verdict
+from veridical.comparison.statistics import (
+    INPUT,
+    LEVEL,
+    Column,
+    Interval,
+    MetricSummary,
+    PairedTest,
+    WinMatrix,
+)
+from veridical.comparison.wording import Support, verdict
 from veridical.core.files import atomic_write
 
 __all__ = ["Run", "markdown", "read_run", "table", "verdict", "write_report"]
 
 DAGGER = "†"
-_PERCEPTUAL = ("lpips", "ms-ssim", "ssim", "sharpness-q")  # for the plot, the first that was measured
+# How report.css calls them.
+_CLASSES = {Support.YES: "yes", Support.DISPUTED: "no", Support.NO: "no", Support.UNTESTED: "untested"}
 
 
 def table(run: Run, *, bold: bool = True) -> Table:
@@ -62,7 +74,8 @@ def _cell(cell: dict[str, Any], bold: bool) -> str:
 
 def markdown(run: Run) -> str:
     """Losses × metrics as a table of Markdown: each mean with its 95 % interval over the images, the best in bold, and
-    an ≈ where the best is not significantly better (paired t-test over images, Holm-corrected)."""
+    an ≈ where the best is not significantly better (paired t-test, Holm-corrected); then what is supported and what
+    is not."""
     analysis = run.analysis
     lines = [
         f"| loss | score | {' | '.join(wording.heading(summary.column) for summary in analysis.metrics)} |",
@@ -80,7 +93,7 @@ def markdown(run: Run) -> str:
                 text += f" ({mean.low:.{decimals}f} to {mean.high:.{decimals}f})"
             cells.append(text)
         lines.append(f"| {row['name']} | {row['score']['text']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *wording.written(run)]) + "\n"
 
 
 # The parts of the page
@@ -131,37 +144,45 @@ def _seconds(seconds: float | None) -> str:
     return f"{seconds:.3f}" if seconds < 0.1 else f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}"
 
 
-def _tradeoff(run: Run) -> dict[str, Any] | None:
-    """Fidelity against perception, for wide and narrow pages; None with a single metric."""
-    columns = run.analysis.values.columns
-    if len(columns) < 2:
-        return None
-    x = next((c for c in columns if c.base == "psnr"), columns[0])
-    y = next(
-        (c for base in _PERCEPTUAL for c in columns if c.base == base and c is not x),
-        next(c for c in columns if c is not x),
-    )
-    means = {s.column.name: s.means for s in run.analysis.metrics}
+def _planes(run: Run) -> list[dict[str, Any]]:
+    """Distortion against perception: a chart for wide and narrow pages of every choice of axes, the best one first."""
+    values = run.analysis.values
+    horizontal, vertical = plane.axes(values.columns)
+    means = {s.column: s.means for s in run.analysis.metrics}
+    crosses = {}
+    for column in {*horizontal, *vertical}:
+        k = values.columns.index(column)
+        found = plane.within_image_intervals(np.stack([values.of(loss)[:, k] for loss in values.trained]))
+        crosses[column] = dict(zip(values.trained, map(charts.range_of, found), strict=True))
     series: list[tuple[str, int | None]] = [(e.name, e.series) for e in run.entries]
     if INPUT in run.analysis.scores:
         series.append((INPUT, None))
-    points = [(name, s, means[x.name][name].value, means[y.name][name].value) for name, s in series]
-    return {
-        "x": x,
-        "y": y,
-        "charts": [
-            charts.scatter(
-                [charts.Point(_clip(n), s, a, b) for n, s, a, b in points],
-                x_rises=x.higher_is_better,
-                y_rises=y.higher_is_better,
-                width=width,
-                height=height,
+    planes = []
+    for x, y in itertools.product(horizontal, vertical):
+        points = [
+            charts.Point(
+                _clip(name),
+                number,
+                means[x][name].value,
+                means[y][name].value,
+                crosses[x].get(name),
+                crosses[y].get(name),
+                f"{name}: {_number(x, means[x], name)}, {_number(y, means[y], name)}",
             )
+            for name, number in series
+        ]
+        drawn = [
+            charts.scatter(points, x_rises=x.higher_is_better, y_rises=y.higher_is_better, width=width, height=height)
             for width, height in ((760, 440), (350, 360))
-        ],
-        "input": next(((a, b) for n, s, a, b in points if s is None), None),
-        "decimals": [wording.decimals(c, [i.value for i in means[c.name].values()]) for c in (x, y)],
-    }
+        ]
+        planes.append({"x": x, "y": y, "charts": drawn, "input": points[-1].said, "meaning": plane.meaning(y)})
+    return planes
+
+
+def _number(column: Column, means: Mapping[str, Interval], loss: str) -> str:
+    """Such as "PSNR 30.12 dB"."""
+    decimals = wording.decimals(column, [each.value for each in means.values()])
+    return f"{column.label} {means[loss].value:.{decimals}f}{' ' if column.unit else ''}{column.unit}"
 
 
 def _clip(name: str, most: int = 30) -> str:
@@ -207,20 +228,18 @@ def _significance(run: Run) -> list[dict[str, Any]]:
     lines = []
     for test in tests:
         d = test.difference
-        if test.corrected is None:
-            word, kind = f"cannot be tested: {test.reason}", "untested"
-        else:
-            word, kind = ("significant", "yes") if test.significant else ("not significant", "no")
+        found = wording.support(test)
+        word = f"{found}: {test.reason}" if found is Support.UNTESTED else str(found)
         lines.append(
             {
                 "entry": run.entry(test.loss),
                 "difference": f"{d.value:+.3f}",
                 "interval": None if d.low is None or d.high is None else f"{d.low:+.3f} to {d.high:+.3f}",
-                "p": "–"
-                if test.corrected is None
-                else wording.p_text(test.corrected).removeprefix("p ").removeprefix("= "),
+                "p": _bare(test.corrected),
+                "wilcoxon": _bare(test.wilcoxon_corrected),
+                "effect": "–" if test.effect is None else f"{test.effect:.2f}",
                 "word": word,
-                "kind": kind,
+                "kind": _CLASSES[found],
                 "zero": place(0.0),
                 "at": place(d.value),
                 "from": place(d.value if d.low is None else d.low),
@@ -246,20 +265,93 @@ def _per_metric(run: Run) -> list[dict[str, Any]]:
     return lines
 
 
-def _worst(run: Run) -> list[dict[str, Any]]:
-    """Per loss: the 5th percentile of PSNR and the 95th of LPIPS (without both, of the first metric)."""
-    chosen = [s for base in ("psnr", "lpips") for s in run.analysis.metrics if s.column.base == base]
-    chosen = chosen or [run.analysis.metrics[0]]
+def _panels(run: Run) -> list[dict[str, Any]]:
+    """Per metric: the distributions over images, the tests of the best loss, who beats whom, the luck of training."""
+    values, panels = run.analysis.values, []
+    ranges = {str(m.get("label") or m["name"]): str(m.get("range") or "") for m in run.about["metrics"]}
+    for k, summary in enumerate(run.analysis.metrics):
+        column, means = summary.column, summary.means
+        sign = -1.0 if column.higher_is_better else 1.0
+        losses = sorted(values.trained, key=lambda loss: sign * means[loss].value)
+        rows = []
+        for name in [loss for loss in values.losses if loss == INPUT] + losses:
+            mean, worst = (_interval(summary, i.value, i.low, i.high) for i in (means[name], summary.worst[name]))
+            test = next((t for t in summary.tests if t.loss == name), None)
+            entry = None if name == INPUT else run.entry(name)
+            rows.append({"name": name, "entry": entry, "mean": mean, "worst": worst, "test": _tested(summary, test)})
+        spread = [
+            charts.Distribution(
+                _clip(row["name"]),
+                None if row["entry"] is None else row["entry"].series,
+                values.seeds_of(row["name"])[..., k].ravel(),
+                summary.means[row["name"]],
+                summary.worst[row["name"]],
+            )
+            for row in rows
+        ]
+        bounds = charts.bounds_of(ranges.get(column.name, ranges.get(column.base, "")))
+        panels.append(
+            {
+                "column": column,
+                "rows": rows,
+                "charts": [
+                    charts.violins(spread, rises=column.higher_is_better, bounds=bounds, width=width)
+                    for width in (900, 350)
+                ],
+                "wins": _wins(run, summary.wins, losses),
+                "splits": _splits(run, summary, losses),
+            }
+        )
+    return panels
+
+
+def _tested(summary: MetricSummary, test: PairedTest | None) -> dict[str, str] | None:
+    """The cells of one loss's comparison with the best one; None for the best one and the degraded input."""
+    if test is None:
+        return None
+    behind = test.difference
+    return {
+        "behind": _interval(summary, behind.value, behind.low, behind.high)["value"],
+        "t": _bare(test.corrected),
+        "wilcoxon": _bare(test.wilcoxon_corrected),
+        "effect": "–" if test.effect is None else f"{test.effect:.2f}",
+        "support": wording.support(test),
+    }
+
+
+def _bare(p: float | None) -> str:
+    return "–" if p is None else wording.p_text(p).removeprefix("p ").removeprefix("= ")
+
+
+def _wins(run: Run, wins: WinMatrix, losses: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the win matrix, from the best mean down: on how many % of the images the row beats each column."""
+    at = [wins.losses.index(loss) for loss in losses]
+    rows = []
+    for loss, i in zip(losses, at, strict=True):
+        cells: list[dict[str, Any] | None] = []
+        for other, j in zip(losses, at, strict=True):
+            if i == j:
+                cells.append(None)
+                continue
+            share, p = float(wins.share[i, j]), float(wins.p_corrected[i, j])
+            said = f"{loss} beats {other} on {100 * share:.0f} % of the images"
+            said += "" if math.isnan(p) else f"; its mean is better with {wording.p_text(p)}"
+            cells.append({"text": f"{100 * share:.0f}", "share": share, "significant": p < LEVEL, "said": said})
+        rows.append({"entry": run.entry(loss), "cells": cells})
+    return rows
+
+
+def _splits(run: Run, summary: MetricSummary, losses: Sequence[str]) -> list[dict[str, Any]]:
+    """Per loss: the standard deviations between trainings, between images, and of the rest; empty with one seed."""
+    decimals = wording.decimals(summary.column, [each.value for each in summary.means.values()])
     return [
         {
-            "column": summary.column,
-            "cells": {
-                loss: _interval(summary, i.value, i.low, i.high)
-                for loss, i in summary.worst.items()
-                if loss in run.analysis.ranking
-            },
+            "entry": run.entry(loss),
+            "shares": split.shares,
+            "cells": [f"{each:.{decimals}f}" for each in (split.seed, split.image, split.rest)],
         }
-        for summary in chosen
+        for loss in losses
+        if (split := summary.splits.get(loss))
     ]
 
 
@@ -269,11 +361,56 @@ def _interval(summary: MetricSummary, value: float, low: float | None, high: flo
     return {"value": f"{value:.{decimals}f}", "interval": around}
 
 
-def _gallery(run: Run) -> list[dict[str, Any]]:
+def _failures(run: Run) -> dict[str, Any]:
+    """Per loss the images on which it fails, as crops, until their share of the page's bytes is used."""
+    analysis = run.analysis
+    column = judge(analysis.values.columns)
+    slugs = _slugs(run)
+    found = failures(analysis.values, column, analysis.ranking)
+    found = [case for case in found if case.image in slugs]
+    k = analysis.values.columns.index(column)
+    decimals = wording.decimals(column, list(analysis.values.cube[..., k].ravel()))
+    cases, used, left_out = [], 0, 0
+    # Of every loss one image first, then the second ones.
+    for case in sorted(found, key=lambda case: case.kinds[0] is Kind.WORST):
+        entry, rival = run.entry(case.loss), run.entry(case.rival) if case.rival else None
+        cut = pictures.failure(run.folder, slugs[case.image], entry.slug, rival.slug if rival else None)
+        if cut is None:
+            continue
+        box, crops = cut
+        if used + pictures.size(crops) > pictures.FAILURE_SHARE * pictures.BUDGET:
+            left_out += 1
+            continue
+        used += pictures.size(crops)
+        of = {e.slug: e for e in (entry, rival) if e}
+        tiles = [{"folder": folder, "entry": of.get(folder), "crop": crop} for folder, crop in crops.items()]
+        cases.append(
+            {
+                "entry": entry,
+                "rival": rival,
+                "image": case.image,
+                "kinds": wording.join([str(kind) for kind in case.kinds]),
+                "value": f"{case.value:.{decimals}f}",
+                "rival_value": "" if case.rival_value is None else f"{case.rival_value:.{decimals}f}",
+                "box": box,
+                "tiles": tiles,
+            }
+        )
+    order = list(analysis.ranking)
+    cases.sort(key=lambda case: order.index(case["entry"].name))
+    return {"column": column, "cases": cases, "used": used, "left_out": left_out}
+
+
+def _slugs(run: Run) -> dict[str, str]:
+    """Name of an image -> its file under images/, without the ending."""
+    return {str(i["name"]): str(i["slug"]) for i in run.about.get("images") or ()}
+
+
+def _gallery(run: Run, budget: int) -> list[dict[str, Any]]:
     """The photographs: per image its variants (input, each loss by rank, truth) with crops and values."""
     analysis = run.analysis
     values = analysis.values
-    slugs = {str(i["name"]): str(i["slug"]) for i in run.about.get("images") or ()}
+    slugs = _slugs(run)
     k = values.columns.index(analysis.score.columns[0])
     reference = values.of(INPUT if INPUT in values.losses else analysis.winner)[:, k]
     hardest_first = np.argsort(reference if values.columns[k].higher_is_better else -reference, kind="stable")
@@ -282,7 +419,7 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
     folders = [INPUT, *(e.slug for e in entries), "truth"]
     names = {INPUT: "input", "truth": "truth", **{e.slug: e.name for e in entries}}
     gallery = []
-    for shown in pictures.choose(run.folder, images, folders):
+    for shown in pictures.choose(run.folder, images, folders, budget=budget):
         j = values.images.index(shown.name)
         ours = np.stack([values.of(loss)[j] for loss in values.trained])
         best = np.where([c.higher_is_better for c in values.columns], ours.max(axis=0), ours.min(axis=0))
@@ -332,7 +469,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
             "Batch, crop",
             f"{about.get('batch_size')} crops of {about.get('crop')} px" if about.get("crop") else None,
         ),
-        ("Seed", seed),
+        ("Seeds", ", ".join(map(str, run.analysis.values.seeds))) if wording.several_seeds(run) else ("Seed", seed),
         ("Version", f"veridical {about.get('version', '?')}"),
         ("Machine", ", ".join(f"{key} {value}" for key, value in machine.items()) or None),
         ("Created", about.get("created")),
@@ -354,6 +491,18 @@ def _hashes(run: Run) -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
+_NAME = ("\x02", "\x03")  # begin and end of a loss's name in a sentence that is not HTML yet
+
+
+def _mark(name: str) -> str:
+    return f"{_NAME[0]}{name}{_NAME[1]}"
+
+
+def _marked(sentence: str) -> Markup:
+    """A sentence as HTML, everything in it escaped, the marked names in bold."""
+    return Markup(str(escape(sentence)).replace(_NAME[0], '<b class="name">').replace(_NAME[1], "</b>"))
+
+
 def write_report(run: Run) -> Path:
     """Write report.html into the run's folder and return its path.
 
@@ -362,11 +511,9 @@ def write_report(run: Run) -> Path:
     environment = charts.environment()
     environment.globals.update(heading=wording.heading)
 
-    def chip(name: str) -> Markup:
-        return Markup('<b class="name">{}</b>').format(name)
-
     analysis = run.analysis
-    gallery = _gallery(run)
+    failed = _failures(run)
+    gallery = _gallery(run, pictures.BUDGET - failed["used"])
     frames = [
         {
             "name": item["shown"].name,
@@ -377,28 +524,31 @@ def write_report(run: Run) -> Path:
         }
         for item in gallery
     ]
-    if analysis.runner_up is None or not any(t.corrected is not None for t in analysis.tests):
-        pill = ("untested", "not tested")
-    elif analysis.tied or analysis.untested:
-        pill = ("no", f"no significant lead over {wording.join(_two(analysis))}")
-    else:
-        pill = ("yes", f"significant over {run.images} images")
+    support, said = wording.pill(run)
+    claims = wording.claims(run, _mark)
     html = environment.get_template("report.html").render(
         run=run,
         title=wording.title(run),
         winner=run.entry(analysis.winner),
-        # lead adds only fixed words and numbers to the names, which chip escapes.
-        lead=Markup(wording.lead(analysis, chip)),
-        pill=pill,
+        lead=_marked(wording.lead(analysis, _mark)),
+        supported=[_marked(claim) for claim in claims.supported],
+        unsupported=[_marked(claim) for claim in claims.unsupported],
+        basis=wording.basis(run),
+        luck=wording.luck(run),
+        seed_words=wording.seed_words(run),
+        fewest=charts.FEWEST_FOR_SHAPE,
+        several_seeds=wording.several_seeds(run),
+        pill=(_CLASSES[support], said),
         caveats=wording.caveats(run),
         score=analysis.score,
         columns=analysis.values.columns,
         rows=_rows(run),
-        tradeoff=_tradeoff(run),
+        planes=_planes(run),
         training=_training(run),
         significance=_significance(run),
         per_metric=_per_metric(run),
-        worst=_worst(run),
+        panels=_panels(run),
+        failed=failed,
         gallery=gallery,
         frames=frames,
         winner_folder=run.entry(analysis.winner).slug,
@@ -412,8 +562,3 @@ def write_report(run: Run) -> Path:
     path = run.folder / "report.html"
     atomic_write(path, html.encode("utf-8"))
     return path
-
-
-def _two(analysis: Analysis) -> list[str]:
-    names = [*analysis.tied, *(t.loss for t in analysis.untested)]
-    return names if len(names) <= 2 else [names[0], f"{len(names) - 1} others"]

@@ -1,21 +1,205 @@
 """What a comparison says in words: which loss, what is supported, what is not, and what to know before believing it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from veridical.comparison.run import Run
 from veridical.comparison.start import START
-from veridical.comparison.statistics import INPUT, Analysis, Column
+from veridical.comparison.statistics import INPUT, LEVEL, Analysis, Column, PairedTest, against_the_rest, holm
 
 FEW_IMAGES = 10
+SEVERAL_SEEDS = "--seeds 3"
 _NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
 _NO_FURTHER = "By this score no loss improved on the model that training started from (init)."
 
 
+class Support(StrEnum):
+    """What the two tests of one lead say together."""
+
+    YES = "supported"
+    DISPUTED = "disputed"  # one of the two tests finds it, the other does not
+    NO = "not supported"
+    UNTESTED = "cannot be tested"
+
+
+def support(test: PairedTest) -> Support:
+    """Whether a lead is more than chance: below 0.05 after Holm's correction by the t-test and by Wilcoxon's."""
+    if test.corrected is None:
+        return Support.UNTESTED
+    ranked = test.significant if test.wilcoxon_corrected is None else test.wilcoxon_corrected < LEVEL
+    if ranked != test.significant:
+        return Support.DISPUTED
+    return Support.YES if ranked else Support.NO
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The sentences of the first screen."""
+
+    supported: tuple[str, ...]
+    unsupported: tuple[str, ...]
+
+
+def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
+    """What this run shows and what it does not: by the score and by each of its metrics, the best against the others;
+    the winner against the degraded input; and whether it would hold for a new training.
+
+    Args: name: how a loss is written.
+    """
+    analysis = run.analysis
+    subjects = [("the score", analysis.winner, analysis.tests)]
+    if len(analysis.score.columns) > 1:
+        subjects += [(m.column.label, m.best, m.tests) for m in analysis.metrics if m.column in analysis.score.columns]
+    shown, not_shown = [], []
+    for by, best, tests in subjects:
+        groups = {kind: [t for t in tests if support(t) is kind] for kind in Support}
+        if yes := groups[Support.YES]:
+            whom = _whom(yes, tests, name)
+            p = max(t.corrected for t in yes if t.corrected is not None)
+            shown.append(f"By {by}, {name(best)} beats {whom} ({_at_most(p, len(yes))}).")
+        if no := groups[Support.NO]:
+            p = min(t.corrected for t in no if t.corrected is not None)
+            not_shown.append(f"By {by}, {name(best)} over {_whom(no, tests, name)} ({_at_least(p, len(no))}).")
+        if disputed := groups[Support.DISPUTED]:
+            not_shown.append(
+                f"By {by}, {name(best)} over {_whom(disputed, tests, name)}: {_dispute(run, disputed, len(tests))}."
+            )
+        if untested := groups[Support.UNTESTED]:
+            whom = _whom(untested, tests, name)
+            not_shown.append(f"By {by}, {name(best)} over {whom} cannot be tested: {untested[0].reason}.")
+    better, not_better = _over_input(run)
+    if better:
+        shown.append(f"{name(analysis.winner)} improves on the degraded input by {join(better)}.")
+    if not_better:
+        not_shown.append(f"{name(analysis.winner)} improves on the degraded input by {join(not_better)}.")
+    if not several_seeds(run):
+        not_shown.append(f"That this holds for another training: {luck(run)}")
+    return Claims(tuple(shown), tuple(not_shown))
+
+
+def _whom(some: Sequence[PairedTest], every: Sequence[PairedTest], name: Callable[[str], str]) -> str:
+    if len(some) == len(every):
+        return name(some[0].loss) if len(some) == 1 else f"all {len(some)} other losses"
+    most = len(some) if len(some) <= 3 else 2
+    named = [name(t.loss) for t in some[:most]]
+    return join([*named, f"{len(some) - most} more"] if len(some) > most else named)
+
+
+def _at_most(p: float, tests: int) -> str:
+    return p_text(p) if tests == 1 or p < 0.001 else p_text(p).replace("=", "≤")
+
+
+def _at_least(p: float, tests: int) -> str:
+    return p_text(p) if tests == 1 else p_text(p).replace("=", "≥")
+
+
+def _dispute(run: Run, tests: Sequence[PairedTest], of: int) -> str:
+    """Which test finds a lead that the other does not. of: how many were made."""
+    if len({t.significant for t in tests}) > 1:
+        return "the t-test and Wilcoxon's disagree"
+    test = tests[0]
+    assert test.corrected is not None
+    assert test.wilcoxon_corrected is not None  # else they could not disagree
+    alone = len(tests) == 1
+    t, w = (f" ({p_text(p)})" if alone else "" for p in (test.corrected, test.wilcoxon_corrected))
+    if test.significant and of * 0.5**run.images >= LEVEL:  # its least p, when every image says the same
+        return f"the t-test finds it{t}, Wilcoxon's cannot with only {run.images} images"
+    if test.significant:
+        return f"the t-test finds it{t}, Wilcoxon's does not{w}"
+    if several_seeds(run):
+        return f"so for these trainings{w.replace('p', 'Wilcoxon p', 1)}, but not for new ones{t}"
+    return f"Wilcoxon's test finds it{w}, the t-test does not{t}"
+
+
+def _over_input(run: Run) -> tuple[list[str], list[str]]:
+    """By which of the score's metrics the winner is significantly better than the degraded input, and by which not."""
+    analysis, values = run.analysis, run.analysis.values
+    if INPUT not in values.losses or run.images < 2:
+        return [], []
+    tests = []
+    for column in analysis.score.columns:
+        k, sign = values.columns.index(column), 1.0 if column.higher_is_better else -1.0
+        pair = {loss: sign * values.seeds_of(loss)[..., k] for loss in (analysis.winner, INPUT)}
+        tests.append(against_the_rest(pair, analysis.winner)[0])
+    corrected = zip(holm([test.p for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
+    kinds = [
+        support(replace(test, corrected=p, wilcoxon_corrected=rank))
+        for test, (p, rank) in zip(tests, corrected, strict=True)
+    ]
+    labels = [column.label for column in analysis.score.columns]
+    yes = [label for label, kind in zip(labels, kinds, strict=True) if kind is Support.YES]
+    return yes, [label for label in labels if label not in yes]
+
+
+def several_seeds(run: Run) -> bool:
+    """Whether each loss was trained more than once."""
+    return len(run.analysis.values.seeds) > 1
+
+
+def luck(run: Run) -> str:
+    """What the run knows of the luck of a training."""
+    seeds = len(run.analysis.values.seeds)
+    if seeds == 1:
+        return f"each loss was trained once, so the luck of a training is not measured; {SEVERAL_SEEDS} would."
+    return f"each loss was trained {seeds} times, and the tests take trainings and images as drawn at random."
+
+
+def seed_words(run: Run) -> list[str]:
+    """With several seeds: over whom the winner's lead by the score would hold for new trainings, over whom that is not
+    shown, and how much of what varies comes with the training. Empty with one."""
+    analysis = run.analysis
+    if not several_seeds(run):
+        return []
+    tested = [t for t in analysis.tests if t.corrected is not None]
+    holds, fails = [t for t in tested if t.significant], [t for t in tested if not t.significant]
+    said = []
+    if holds:
+        p = _at_most(max(t.corrected for t in holds if t.corrected is not None), len(holds))
+        said.append(f"For new trainings too, {analysis.winner} beats {_whom(holds, analysis.tests, str)} ({p}).")
+    if fails:
+        p = _at_least(min(t.corrected for t in fails if t.corrected is not None), len(fails))
+        whom = _whom(fails, analysis.tests, str)
+        said.append(f"That {analysis.winner} beats {whom} is not shown to hold for new trainings ({p}).")
+    if split := analysis.splits.get(analysis.winner):
+        seed, image, _ = split.shares
+        said.append(
+            f"Of the variance of its score per image, {100 * seed:.0f} % lies between trainings and "
+            f"{100 * image:.0f} % between images."
+        )
+    return said
+
+
+def basis(run: Run) -> str:
+    """What stands behind the claims: how many images and trainings, and which tests."""
+    over = f"{count(run.images, 'image')}"
+    if several_seeds(run):
+        over += f" × {len(run.analysis.values.seeds)} trainings"
+        return (
+            f"{over}; p < {LEVEL:g} by a t-test over trainings and images and by Wilcoxon's signed-rank test over "
+            "images, both Holm-corrected. It speaks for new images and new trainings"
+        )
+    return (
+        f"{over}; p < {LEVEL:g} by a paired t-test and by Wilcoxon's signed-rank test over images, both Holm-corrected"
+    )
+
+
 def verdict(run: Run) -> str:
-    """Which loss won, by how much, and whether that could be chance: a few plain sentences."""
-    said = lead(run.analysis, str)
-    said = said if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {said}"
-    return " ".join([said, *disappointments(run.analysis)])
+    """Which loss won and by how much, what that is worth, and what it is not: lines for the terminal."""
+    said = lead(run.analysis)
+    lines = [said if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {said}"]
+    lines += written(run)
+    return "\n".join([*lines, *disappointments(run.analysis)])
+
+
+def written(run: Run) -> list[str]:
+    """The claims as lines of plain text."""
+    found, lines = claims(run), []
+    if found.supported:
+        lines += [f"Supported ({basis(run)}):", *(f"- {claim}" for claim in found.supported)]
+    if found.unsupported:
+        lines += ["Not supported:", *(f"- {claim}" for claim in found.unsupported)]
+    return lines
 
 
 def count(number: int, noun: str) -> str:
@@ -44,12 +228,12 @@ def decimals(column: Column, values: Sequence[float]) -> int:
     return 4 if max(map(abs, values)) < 0.1 else 3
 
 
-def lead(analysis: Analysis, name: Callable[[str], str]) -> str:
-    """The winner's margin and whether it is significant. name: how a loss is written (escaped for HTML)."""
-    winner, n = name(analysis.winner), len(analysis.values.images)
+def lead(analysis: Analysis, name: Callable[[str], str] = str) -> str:
+    """The winner and its margin. name: how a loss is written."""
+    winner = name(analysis.winner)
     score = f"{analysis.scores[analysis.winner]:.3f}"
     if analysis.runner_up is None:
-        return f"{winner} is the only loss with a result, so there was nothing to compare it with."
+        return f"{winner} is the only loss with a result: whether another would do better is not known."
     second = f"{analysis.scores[analysis.runner_up]:.3f}"
     # Of the printed scores, so that the reader's own subtraction agrees.
     margin = f"{float(score) - float(second):.3f}" if score != second else "less than 0.001"
@@ -57,33 +241,24 @@ def lead(analysis: Analysis, name: Callable[[str], str]) -> str:
         f"{winner} has the highest aggregate score, {score}; next is {name(analysis.runner_up)} with "
         f"{second}, a margin of {margin}."
     )
-    if n == 1:
-        return said + " With only one evaluated image, chance cannot be tested."
-    tested = [t for t in analysis.tests if t.corrected is not None]
-    significant = [t for t in tested if t.significant]
-    over = f" Over the {n} evaluated images "
-    test = "paired t-test, Holm-corrected"
-    if tested and len(significant) == len(tested):
-        worst = max(t.corrected for t in significant if t.corrected is not None)
-        others = "the other loss" if len(analysis.tests) == 1 else "every other loss"
-        if analysis.untested:
-            others = f"{len(significant)} of {len(analysis.tests)} other losses"
-        at_most = " at most" if len(significant) > 1 and worst >= 0.001 else ""
-        said += f"{over}this lead is significant against {others} ({test}: {p_text(worst)}{at_most})."
-    elif tested:
-        tied = [t for t in tested if not t.significant]
-        most = len(tied) if len(tied) <= 3 else 2
-        named = [f"{name(t.loss)} ({p_text(t.corrected)})" for t in tied[:most] if t.corrected is not None]
-        named += [f"{len(tied) - most} more"] if len(tied) > most else []
-        if significant:
-            said += f"{over}this lead is significant against {len(significant)} of {len(analysis.tests)} losses, "
-            said += f"but not against {join(named)}, which could be just as good ({test})."
-        else:
-            said += f"{over}this lead is not significant against {join(named)}: it could be chance ({test})."
-    if analysis.untested:
-        named = [name(t.loss) for t in analysis.untested[:4]]
-        said += f" It cannot be tested against {join(named)}: {analysis.untested[0].reason}."
-    return said
+    alone = len(analysis.values.images) == 1
+    return said + (" With only one evaluated image, chance cannot be tested." if alone else "")
+
+
+def pill(run: Run) -> tuple[Support, str]:
+    """Beside the winner's name: whether its lead over the others is more than chance."""
+    analysis = run.analysis
+    kinds = {test.loss: support(test) for test in analysis.tests}
+    if all(kind is Support.UNTESTED for kind in kinds.values()):
+        return Support.UNTESTED, "not tested"
+    weak = {loss: kind for loss, kind in kinds.items() if kind is not Support.YES}
+    if not weak:
+        trainings = f" and {len(analysis.values.seeds)} trainings" if several_seeds(run) else ""
+        return Support.YES, f"significant over {run.images} images{trainings}"
+    named = list(weak) if len(weak) <= 2 else [next(iter(weak)), f"{len(weak) - 1} others"]
+    if set(weak.values()) == {Support.DISPUTED} and not several_seeds(run):
+        return Support.DISPUTED, f"the tests disagree on the lead over {join(named)}"
+    return Support.NO, f"no significant lead over {join(named)}"
 
 
 def caveats(run: Run) -> list[str]:

@@ -104,6 +104,19 @@ class View {
   }
 }
 
+const axes = document.getElementById("axes");
+if (axes) {
+  const selects = [...axes.querySelectorAll("select")];
+  const draw = () => {
+    for (const plane of document.querySelectorAll(".plane")) {
+      plane.hidden = plane.dataset.x !== selects[0].value || plane.dataset.y !== selects[1].value;
+    }
+  };
+  for (const select of selects) select.addEventListener("change", draw);
+  axes.hidden = false;
+  draw(); // a browser may keep a choice when it loads the page again
+}
+
 const gallery = JSON.parse(document.getElementById("gallery").textContent);
 if (gallery.images.length) {
   for (const photo of document.querySelectorAll(".photo")) {
