@@ -1,1 +1,147 @@
 """The commands `veridical study ...`: a preference study, from its design to a scale in JND."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veridical.cli.common import complain, counted, counter, guarded, safe, split_list, study_app
+from veridical.core.files import atomic_write
+
+StudyFolder = Annotated[Path, typer.Argument(help="A run that has a study, or the study's folder.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="VERIDICAL_DATABASE",
+        help="Of a PostgreSQL: postgresql+psycopg://user@host/name. By default study.sqlite in the study's folder.",
+    ),
+]
+
+
+@study_app.command("new")
+@guarded
+def study_new(
+    folder: Annotated[Path, typer.Argument(help="A finished comparison; with --reference, folders of images.")],
+    per_pair: Annotated[int, typer.Option(help="Votes for each pair of losses, spread over the images.")],
+    losses: Annotated[str | None, typer.Option(help="Those to compare, separated by commas. All by default.")] = None,
+    images: Annotated[str | None, typer.Option(help="How many to draw, or names separated by commas.")] = None,
+    with_input: Annotated[bool, typer.Option("--with-input", help="Compare the degraded input, too.")] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="A folder of reference images; FOLDER then has a folder for each method.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default FOLDER/study.")] = None,
+    pairs: Annotated[
+        str, typer.Option(help="full, or active: ask next what the votes so far leave most open.")
+    ] = "full",
+    trials: Annotated[int, typer.Option(help="Questions to each rater.")] = 18,
+    screening: Annotated[int, typer.Option(help="Further ones to each, whose answer is obvious.")] = 2,
+    crop: Annotated[
+        int, typer.Option(help="Side in pixels to which larger images are cut, where most is to see.")
+    ] = 800,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn by chance.")] = 0,
+    title: Annotated[str, typer.Option(help="What raters read first.")] = "Which image looks closer?",
+    contact: Annotated[str, typer.Option(help="Whom raters can ask, such as a name and an address.")] = "",
+) -> None:
+    """Design a preference study: which two results people compare, beside the reference.
+
+    Every pair of losses gets --per-pair votes over all images (MDF: 50 votes a pair over 50 images). Images, order and
+    sides are drawn by chance and balanced; nobody sees the same pair on the same image twice. For PDL's 25 raters for
+    every pair and image, give 25 times the number of images.
+    """
+    from veridical.study.design import SECONDS_PER_TRIAL, load_design, new_study
+
+    safe.where, safe.again = out or folder / "study", "delete it and run the same command again"
+    wanted = None if images is None else int(images) if images.isdecimal() else split_list(images, "images")
+    with counter("preparing images") as advance:
+        place = new_study(
+            folder,
+            per_pair=per_pair,
+            reference=reference,
+            out=out,
+            losses=split_list(losses, "losses") if losses is not None else None,
+            images=wanted,
+            with_input=with_input,
+            pairs=pairs,
+            trials=trials,
+            screening=screening,
+            crop=crop,
+            seed=seed,
+            title=title,
+            contact=contact,
+            on_image=advance,
+        )
+    design = load_design(place)
+    number = len(design.methods)
+    print(f"{place}: {counted(number, 'method')}, {counted(len(design.images), 'image')}")
+    print(f"  {counted(number * (number - 1) // 2, 'pair')} x {per_pair} = {counted(design.votes, 'vote')}")
+    print(
+        f"  {counted(design.raters, 'rater')} who answer {trials} + {screening} screening questions each, "
+        f"about {counted(design.minutes, 'minute')} at {SECONDS_PER_TRIAL} s a question"
+    )
+    print(f"Open it to them with: veridical study serve {place}")
+
+
+@study_app.command("serve")
+@guarded
+def study_serve(
+    study: StudyFolder,
+    host: Annotated[str, typer.Option(help="0.0.0.0 for every network that this machine is in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    database: Database = None,
+) -> None:
+    """Open the study's web page until Ctrl-C. Stop and start it as you like: raters go on where they were.
+
+    Raters on the internet need HTTPS: put a web server that has a certificate in front, which passes requests on.
+    """
+    from veridical.study.server import serve
+
+    safe.where, safe.again = study, "run the same command again to go on"
+
+    def ready(address: str) -> None:
+        print(f"The study is at {address}  (Ctrl-C stops it; no vote is lost)", flush=True)
+
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        complain("note: without HTTPS in front, answers and personal links can be read on the way.")
+    serve(study, host=host, port=port, url=database, on_ready=ready)
+
+
+@study_app.command("status")
+@guarded
+def study_status(study: StudyFolder, database: Database = None) -> None:
+    """How far the study is."""
+    from veridical.study.store import open_store
+
+    found = open_store(study, database).progress()
+    share, each = 100 * found.votes / found.wanted, f"{found.fewest} to {found.most}"
+    print(f"{found.votes} of {counted(found.wanted, 'vote')} ({share:.0f} %), {each} for each pair")
+    print(f"{counted(found.raters, 'rater')}, of whom {found.finished} have answered all they were asked")
+    if found.closed:
+        print("The study is closed.")
+
+
+@study_app.command("close")
+@guarded
+def study_close(study: StudyFolder, database: Database = None) -> None:
+    """End the study: no further vote is taken."""
+    from veridical.study.store import open_store
+
+    open_store(study, database).close()
+    print(f"The study is closed. Its votes: veridical study export {study} --out votes.csv")
+
+
+@study_app.command("export")
+@guarded
+def study_export(
+    study: StudyFolder,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A CSV file. By default they are printed.")] = None,
+    database: Database = None,
+) -> None:
+    """Write the votes as a table: image, the methods left and right, the preferred side, rater, screening, time."""
+    from veridical.study.store import csv_of, export_rows
+
+    rows = export_rows(database or study)
+    if out is None:
+        print(csv_of(rows), end="")
+        return
+    atomic_write(out, csv_of(rows).encode())
+    print(f"{counted(len(rows), 'vote')} in {out}")

@@ -224,14 +224,14 @@ def new_study(
     """Design a study and prepare its images; gives the folder of the study: `out`, else folder/study.
 
     Args:   folder: a run; or, with `reference`, a folder that has a folder of images for each method.
-            per_pair: votes for each pair of methods, spread over the images: 50 for 50 images in MDF. The 25 raters that
-            PDL asks about each pair of crops are per_pair = 25 x images.
+            per_pair: votes for each pair of methods, spread over the images: 50 for 50 images in MDF. The 25 raters
+            whom PDL asks about each pair of crops are per_pair = 25 x images.
             losses: methods to take part, all by default. images: their names, or how many to draw.
             trials, screening: of one rater. MDF: 9 and 1 or 2; the default is twice that.
             crop: larger images are cut to crop x crop px, where there is most detail. PDL: 800.
             on_image: called with how many images are prepared, of how many, and the name of the last.
-    Errors: DataError when there are fewer than two methods, the folder holds a study already, an image cannot be read or
-            differs in size from its reference, or a rater would have to see the same pair on the same image twice;
+    Errors: DataError when there are fewer than two methods, the folder holds a study already, an image cannot be read
+            or differs in size from its reference, or a rater would have to see the same pair on the same image twice;
             BadOption, UnknownName.
     """
     check_whole("--per-pair", per_pair, low=1)
@@ -251,7 +251,9 @@ def new_study(
     _check(methods, names, per_pair, trials)
     files = []
     for number, name in enumerate(names, start=1):
-        written = {key: f"{rng.getrandbits(64):016x}.webp" for key in (REFERENCE, OBVIOUS, *map(str, range(len(methods))))}
+        written = {
+            key: f"{rng.getrandbits(64):016x}.webp" for key in (REFERENCE, OBVIOUS, *map(str, range(len(methods))))
+        }
         _prepare(name, sources, methods, {key: place / "images" / file for key, file in written.items()}, crop, seed)
         files.append(written)
         if on_image:
@@ -295,9 +297,7 @@ def _check(methods: Sequence[str], images: Sequence[str], per_pair: int, trials:
         )
 
 
-def _prepare(
-    name: str, sources: Sources, methods: Sequence[str], to: Mapping[str, Path], crop: int, seed: int
-) -> None:
+def _prepare(name: str, sources: Sources, methods: Sequence[str], to: Mapping[str, Path], crop: int, seed: int) -> None:
     """Cut and write one image by every method. Written anew, so that no text inside a file can name a method."""
     truth = read_image(sources.reference[name])
     height, width = truth.pixels.shape[1:]
