@@ -534,7 +534,7 @@ def test_active_selection_saves_votes_where_methods_lie_far_apart():
 
 
 def test_information_stretches_the_scale_where_methods_lie_close():
-    """Eight methods, spread 0.5 JND, three votes a pair: distances come out a third too long; a full design's do not."""
+    """Eight methods, spread 0.5 JND, three votes a pair: its distances come out a third too long."""
     preferred, truth = active.normal_truths(8, 0.5, 100)
     full, variance, information = (
         active.simulate(preferred, truth, design, per_pair=3).stretch[-1] for design in Design
