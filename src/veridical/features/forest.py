@@ -1,5 +1,6 @@
 """Regression forests as MATLAB's randomforest-matlab writes them: a .mat file of matrices, one column for each tree."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ def read_forests(path: Path, inputs: tuple[int, ...]) -> dict[str, Tensor]:
     Errors: WeightsMissing for a file that is anything else, or in which a tree could be walked for ever; MissingExtra
             without SciPy, which reads the file.
     """
+    matlab = require("scipy.io.matlab", "compare", "a .mat file")
     try:
-        model = require("scipy.io", "compare", "a .mat file").loadmat(path, variable_names=["model"])["model"][0, 0]
+        model = matlab.loadmat(path, variable_names=["model"])["model"][0, 0]
         forests = [cell[0, 0] for cell in model["rf"].ravel()]
         linear = np.asarray(model["linear"], np.float64).ravel()
         found = {"linear": torch.from_numpy(linear)}
@@ -36,7 +38,7 @@ def read_forests(path: Path, inputs: tuple[int, ...]) -> dict[str, Tensor]:
             found |= {f"{number}.{name}": values for name, values in _forest(forest, width).items()}
     except NotImplementedError as error:  # the format of MATLAB 7.3 is another one
         raise _wrong(path, "it is of MATLAB 7.3; load it there and save it with -v7") from error
-    except (ValueError, TypeError, LookupError, EOFError) as error:
+    except (ValueError, TypeError, LookupError, OSError, zlib.error, matlab.MatReadError) as error:
         raise _wrong(path, str(error)) from error
     return found
 

@@ -640,7 +640,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return dict(state), {}
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # NumPy does not close a file of its own when it cannot read it.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays}, {}
         except (ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             # Again without NumPy's advice, which is to allow pickles.

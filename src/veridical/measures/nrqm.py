@@ -180,14 +180,19 @@ def _normalised(octave: Tensor, coarser: Tensor | None, number: int) -> Tensor:
     around += [inner[:, other] for other in range(ORIENTATIONS) if other != number]
 
     def part(rows: slice) -> Tensor:  # all of it would be fifteen copies of the image
-        return torch.stack([values[:, rows] for values in around], dim=1).flatten(2)
+        return torch.stack([band[:, rows] for band in around], dim=1).flatten(2)
 
+    strips = list(strips_of(inner[:, :1]))
     covariance = inner.new_zeros(len(inner), len(around), len(around))
-    for rows in strips_of(inner[:, :1]):
-        covariance += part(rows) @ part(rows).mT / inner[0, 0].numel()
+    for rows in strips:
+        values = part(rows)
+        covariance += values @ values.mT / inner[0, 0].numel()
     inverse = torch.linalg.pinv(covariance)
-    size = torch.cat([(part(rows) * (inverse @ part(rows))).sum(1) for rows in strips_of(inner[:, :1])], dim=1)
-    size = (size / degrees).clamp(min=0).sqrt().unflatten(1, inner.shape[-2:])
+    sizes = []
+    for rows in strips:
+        values = part(rows)
+        sizes.append(((inverse @ values) * values).sum(1) / degrees)
+    size = torch.cat(sizes, dim=1).clamp(min=0).sqrt().unflatten(1, inner.shape[-2:])
     centred = inner[:, number] - inner[:, number].mean((1, 2), keepdim=True)
     normal = torch.where(size > 0, centred / size, 0.0)
     guard = GUARD_PX if coarser is not None else GUARD_PX // 2
