@@ -50,14 +50,14 @@ def _fsim(prediction: Tensor, target: Tensor, colour: bool) -> Tensor:
     one, other = (_shrunk(_yiq(image) if image.shape[1] == 3 else image) for image in (prediction, target))
     filters, noise_gain = _log_gabor(one.shape[-2:])
     filters, noise_gain = filters.to(one.device), noise_gain.to(one.device)
-    phase, its = (_phase_congruency(image[:, 0], filters, noise_gain) for image in (one, other))
-    slopes = (_slopes(image[:, :1])[:, 0] for image in (one, other))
-    similarity = _similarity(phase, its, PHASE_CONSTANT) * _similarity(*slopes, constant=SLOPE_CONSTANT)
+    phase, its_phase = (_phase_congruency(image[:, 0], filters, noise_gain) for image in (one, other))
+    slope, its_slope = (_slopes(image[:, :1])[:, 0] for image in (one, other))
+    similarity = _similarity(phase, its_phase, PHASE_CONSTANT) * _similarity(slope, its_slope, SLOPE_CONSTANT)
     if colour and one.shape[1] == 3:
         hue = _similarity(one[:, 1:], other[:, 1:], COLOUR_CONSTANT).prod(1)
         # The real part of the complex power: hue is negative where opposite colours meet.
         similarity = similarity * hue.abs() ** COLOUR_POWER * torch.where(hue < 0, math.cos(math.pi * COLOUR_POWER), 1)
-    weight = torch.maximum(phase, its)
+    weight = torch.maximum(phase, its_phase)
     weight = torch.where(weight.sum((1, 2), keepdim=True) > 0, weight, 1)
     return (similarity * weight).sum((1, 2)) / weight.sum((1, 2))
 
