@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -14,9 +15,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from scipy import stats
+from typer.testing import CliRunner
 
-from veridical.comparison import charts, pictures
+from veridical.cli import app
+from veridical.comparison import charts, pictures, plane
+from veridical.comparison.failures import Kind, failures, judge
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
+from veridical.comparison.statistics import Column, Interval, Values
 from veridical.core.errors import DataError
 
 METRICS = {
@@ -193,9 +198,8 @@ def first_screen(page):
 
 def parts(page):
     """What the first screen says is supported, and what is not."""
-    _, _, rest = first_screen(page).partition(" Supported ")
-    supported, _, rest = rest.partition(" Not supported ")
-    return supported, rest
+    before, _, unsupported = first_screen(page).partition(" Not supported ")
+    return before.partition(" Supported ")[2], unsupported
 
 
 def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
@@ -317,6 +321,8 @@ def test_one_image_cannot_be_tested(tmp_path):
     assert "With only one evaluated image, chance cannot be tested." in page.text
     assert "cannot be tested: only one image" in page.text
     assert "Only 1 image evaluated" in page.text
+    assert "By the score, pdl over all 3 other losses cannot be tested: only one image." in parts(page)[1]
+    assert "That pdl improves on the degraded input: there is only one image." in parts(page)[1]
     assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
     assert "NaN" not in html
 
@@ -330,6 +336,24 @@ def test_one_loss_is_nothing_to_choose_between_but_is_held_against_the_input(tmp
     assert "Use pdl not tested" in page.text
     assert "Who beats whom" not in page.text
     assert "furthest behind" not in page.text.partition("Where each loss fails")[2].partition("Nothing here")[2]
+
+
+def test_a_single_loss_gets_the_same_words_with_only_and_without(tmp_path):
+    run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "pdl")})
+    said = verdict(read_run(run))
+    for options in ((), ("--only", "photo")):
+        result = CliRunner().invoke(app, ["report", str(run), *options])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+
+
+def test_markdown_ends_with_what_is_supported(tmp_path):
+    text = markdown(read_run(make_run(tmp_path / "run")))
+    table_lines, _, words = text.partition("\n\n")
+    assert all(line.startswith("|") for line in table_lines.splitlines())
+    assert words.startswith("Supported (12 images; p < 0.05 by a paired t-test")
+    assert "\n- By LPIPS, pdl beats all 3 other losses (p < 0.001).\n" in words
+    assert "\nNot supported:\n- " in words
 
 
 def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):
@@ -663,3 +687,399 @@ def test_training_curves_start_at_one_and_drop_what_a_logarithm_cannot_show():
     assert values == pytest.approx([1, 0.5, 0.25, 0.25, 0.25, 0.25, 0.125])
     assert (at[0], at[-1]) == (1, 10)
     assert charts.relative(steps, -steps) is None
+
+
+# Violins
+
+
+def distribution(name, series, values, mean=None, worst=None):
+    values = np.asarray(values, dtype=np.float64)
+    mean = mean or Interval(values.mean(), values.mean() - 0.1, values.mean() + 0.1)
+    worst = worst or Interval(values.min(), values.min(), values.min() + 0.2)
+    return charts.Distribution(name, series, values, mean, worst)
+
+
+def numbers(path):
+    """The coordinates of an SVG path of points, (n, 2)."""
+    return np.array([[float(v) for v in pair.split()] for pair in re.findall(r"-?[\d.]+ -?[\d.]+", path)])
+
+
+def test_the_density_is_that_of_scipy_and_of_the_formula_far_from_bounds():
+    values = np.random.default_rng(0).normal(30, 2, 40)
+    at = np.linspace(20, 40, 301)
+    ours = charts.density(values, at)
+    assert ours == pytest.approx(stats.gaussian_kde(values)(at))
+    # Scott (1992), equation 6.42: a bandwidth of s n^(-1/5).
+    width = values.std(ddof=1) * len(values) ** -0.2
+    plain = np.exp(-0.5 * ((at[:, None] - values) / width) ** 2).sum(axis=1) / (
+        len(values) * width * np.sqrt(2 * np.pi)
+    )
+    assert ours == pytest.approx(plain)
+    assert np.trapezoid(ours, at) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (-np.inf, 1.0), (0.0, 1.0)])
+def test_no_mass_of_the_density_is_lost_beyond_a_bound(low, high):
+    values = np.random.default_rng(0).uniform(0.02, 0.98, 60)
+    at = np.linspace(-1, 2, 30001)
+    inside = (at >= low) & (at <= high)
+    ours = charts.density(values, at, low, high)
+    assert not ours[~inside].any()
+    assert np.trapezoid(ours, at) == pytest.approx(1, abs=2e-4)  # the step of the grid at the bound
+    without = charts.density(values, at)
+    assert np.trapezoid(without[inside], at[inside]) < 0.97  # what an unreflected kernel would have lost
+
+
+def test_marks_of_a_violin_stand_at_their_values_and_better_is_to_the_right():
+    values = np.linspace(20, 30, 11)
+    row = distribution("a", 0, values, Interval(25, 24, 26), Interval(20.5, 20, 21))
+    for rises, sign in ((True, 1), (False, -1)):
+        chart = charts.violins([row], rises=rises, width=900)
+        (violin,) = chart.violins
+        by_value = {float(tick.text): tick.at for tick in chart.x_ticks}
+        per_unit = (by_value[30] - by_value[20]) / 10
+        assert np.sign(per_unit) == sign
+        assert violin.mean == pytest.approx(by_value[20] + 5 * per_unit)
+        assert violin.worst == pytest.approx(by_value[20] + 0.5 * per_unit)
+        assert violin.mean_range == pytest.approx(sorted((by_value[20] + 4 * per_unit, by_value[20] + 6 * per_unit)))
+        assert violin.worst_range == pytest.approx(sorted((by_value[20], by_value[20] + per_unit)))
+        outline = numbers(violin.shape)
+        assert outline[:, 0].min() == pytest.approx(
+            min(by_value[20], by_value[30]), abs=0.06
+        )  # no further than the data
+        assert outline[:, 0].max() == pytest.approx(max(by_value[20], by_value[30]), abs=0.06)
+        assert outline[:, 1] - violin.y == pytest.approx(-(outline[::-1, 1] - violin.y), abs=0.11)  # symmetric
+        assert np.ptp(outline[:, 1]) == pytest.approx(26, abs=0.2)
+        assert sorted(numbers(violin.dots)[:, 0]) == pytest.approx(
+            sorted(by_value[20] + per_unit * (values - 20)), abs=0.06
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "dots"), [(1, False, True), (4, False, True), (5, True, True), (61, True, False)]
+)
+def test_few_values_are_dots_and_many_a_shape_alone(count, shape, dots):
+    values = np.random.default_rng(0).normal(0.5, 0.1, count)
+    (violin,) = charts.violins([distribution("a", 0, values)], rises=True, width=350).violins
+    assert (bool(violin.shape), bool(violin.dots)) == (shape, dots)
+
+
+def test_equal_values_have_no_density_but_are_drawn():
+    (violin,) = charts.violins([distribution("a", 0, [0.5] * 8)], rises=True, width=900).violins
+    assert not violin.shape
+    assert violin.dots.count("h0") == 8
+
+
+def test_a_row_that_squeezes_all_others_is_named_and_not_drawn():
+    rng = np.random.default_rng(0)
+    ours = [distribution(f"loss {i}", i, 30 + 0.1 * i + 0.2 * rng.normal(size=9)) for i in range(5)]
+    chart = charts.violins([distribution("input", None, rng.normal(20, 0.1, 9)), *ours], rises=True, width=900)
+    assert [violin.beyond for violin in chart.violins] == [True, *[False] * 5]
+    broken = [*ours[:4], distribution("diverged", 4, rng.normal(8, 0.1, 9))]
+    assert [v.beyond for v in charts.violins(broken, rises=True, width=900).violins] == [*[False] * 4, True]
+    two = [distribution("wide", 0, rng.normal(30, 3, 9)), distribution("narrow", 1, rng.normal(20, 0.01, 9))]
+    assert not any(v.beyond for v in charts.violins(two, rises=True, width=900).violins)
+
+
+@pytest.mark.parametrize("width", [350, 900])
+def test_violins_of_many_losses_stay_inside_the_plot_and_apart(width):
+    rng = np.random.default_rng(0)
+    rows = [distribution(f"a loss of number {i}", i, rng.normal(30, 1, 30)) for i in range(12)]
+    chart = charts.violins(rows, rises=True, width=width)
+    outlines = [numbers(violin.shape) for violin in chart.violins]
+    for above, below in itertools.pairwise(outlines):
+        assert above[:, 1].max() < below[:, 1].min()
+    for violin, outline in zip(chart.violins, outlines, strict=True):
+        assert chart.left <= outline[:, 0].min()
+        assert outline[:, 0].max() <= chart.right
+        assert numbers(violin.dots)[0, 1] < chart.bottom
+        if width == 900:
+            assert 18 + 7.2 * len(violin.name) < chart.left
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[-1, 1]", (-1, 1)),
+        ("[0, inf]", (0, np.inf)),
+        ("[0, 1.13)", (0, 1.13)),
+        ("about 0 to 100", (-np.inf, np.inf)),
+        ("", (-np.inf, np.inf)),
+    ],
+)
+def test_the_bounds_of_a_metric_are_read_from_its_range(text, expected):
+    assert charts.bounds_of(text) == expected
+
+
+# The plane of distortion and perception
+
+
+def columns(*names):
+    falling = {"lpips", "dists", "niqe", "pi", "brisque", "pieapp", "gmsd"}
+    alone = {"niqe", "pi", "brisque", "nrqm", "sharpness-q", "laplacian-variance"}
+    return tuple(Column(n, n.upper(), n not in falling, reference=n not in alone) for n in names)
+
+
+@pytest.mark.parametrize(
+    ("measured", "x", "y"),
+    [
+        (("ssim", "psnr", "lpips", "sharpness-q"), "psnr", "lpips"),
+        (("psnr", "lpips", "niqe", "brisque"), "psnr", "niqe"),
+        (("lpips", "ssim", "sharpness-q", "brisque"), "ssim", "brisque"),
+        (("psnr", "sharpness-q"), "psnr", "sharpness-q"),
+        (("psnr", "ssim", "ms-ssim"), "psnr", "ms-ssim"),
+        (("lpips", "niqe"), "lpips", "niqe"),
+    ],
+)
+def test_the_axes_are_distortion_and_the_most_perceptual_metric(measured, x, y):
+    horizontal, vertical = plane.axes(columns(*measured))
+    assert (horizontal[0].base, vertical[0].base) == (x, y)
+    assert not {c.name for c in horizontal} & {c.name for c in vertical}
+
+
+def test_one_metric_spans_no_plane():
+    assert plane.axes(columns("psnr")) == ([], [])
+
+
+def test_the_meaning_of_the_vertical_axis_is_said_honestly():
+    niqe, lpips, sharpness, ssim = columns("niqe", "lpips", "sharpness-q", "ssim")
+    assert "the mean of a score without reference stands in for it" in plane.meaning(niqe)
+    assert "strictly, both axes are distortions" in plane.meaning(lpips)
+    assert "not all of perception" in plane.meaning(sharpness)
+    assert "No perceptual metric was measured" in plane.meaning(ssim)
+
+
+def test_crosses_of_two_losses_are_the_paired_interval_over_the_root_of_two():
+    """In closed form: d is the difference, each normalised value is plus or minus d / 2, and Morey's factor is 2."""
+    rng = np.random.default_rng(0)
+    hard = 10 * rng.normal(size=15)  # what both share
+    a, b = 30 + hard + 0.1 * rng.normal(size=15), 29 + hard + 0.1 * rng.normal(size=15)
+    one, other = plane.within_image_intervals(np.stack([a, b]))
+    paired = stats.ttest_rel(a, b).confidence_interval(0.95)
+    half = (paired.high - paired.low) / 2 / np.sqrt(2)
+    for interval, values in ((one, a), (other, b)):
+        assert interval.value == pytest.approx(values.mean())
+        assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half))
+
+
+def test_crosses_of_unrelated_losses_are_nearly_their_own_intervals():
+    values = np.random.default_rng(0).normal(size=(40, 200))
+    for interval, each in zip(plane.within_image_intervals(values), values, strict=True):
+        own = stats.t.interval(0.95, 199, each.mean(), stats.sem(each))
+        assert (interval.low, interval.high) == pytest.approx(own, abs=0.02)
+
+
+def test_one_loss_or_one_image_has_no_cross():
+    assert plane.within_image_intervals(np.ones((1, 9))) == [None]
+    assert plane.within_image_intervals(np.ones((3, 1))) == [None] * 3
+
+
+def test_the_front_is_what_no_other_beats_on_both_axes():
+    points = [
+        charts.Point("sharp", 0, 28.0, 0.10),
+        charts.Point("dull", 1, 27.0, 0.20),  # beaten by all others
+        charts.Point("both", 2, 29.0, 0.15),
+        charts.Point("faithful", 3, 31.0, 0.30),
+        charts.Point("twin", 4, 31.0, 0.31),  # as faithful, looks worse
+        charts.Point("input", None, 31.5, 0.09),  # not a loss, so it beats nobody
+    ]
+    chart = charts.scatter(points, x_rises=True, y_rises=False, width=760, height=440)
+    assert chart.front == ("sharp", "both", "faithful")
+    at = {mark.name: (mark.x, mark.y) for mark in chart.marks}
+    stairs = [float(v) for v in re.findall(r"[\d.]+", chart.stairs)]
+    expected = [chart.left, at["sharp"][1], at["sharp"][0], at["both"][1], at["both"][0], at["faithful"][1]]
+    assert stairs == pytest.approx([*expected, at["faithful"][0], chart.bottom], abs=0.06)
+
+
+def test_the_arms_of_a_cross_end_where_the_interval_does():
+    points = [charts.Point("a", 0, 30.0, 0.1, (29.0, 31.5), (0.08, 0.12)), charts.Point("b", 1, 31.0, 0.2)]
+    chart = charts.scatter(points, x_rises=True, y_rises=False, width=760, height=440)
+    a, b = chart.marks
+    per_x, per_y = b.x - a.x, (b.y - a.y) / 0.1
+    assert a.x_arm == pytest.approx((a.x - per_x, a.x + 1.5 * per_x))
+    assert a.y_arm == pytest.approx((a.y - 0.02 * per_y, a.y + 0.02 * per_y))
+    assert (b.x_arm, b.y_arm) == (None, None)
+    assert chart.left <= a.x_arm[0]
+    assert a.x_arm[1] <= chart.right
+
+
+def test_every_choice_of_axes_is_on_the_page_and_the_best_is_shown(tmp_path):
+    html, page = report(make_run(tmp_path / "run"))
+    figures = [attributes for tag, attributes in page.tags if tag == "figure" and attributes.get("class") == "plane"]
+    assert [(f["data-x"], f["data-y"]) for f in figures] == [
+        (x, y) for x in ("PSNR", "SSIM", "MS-SSIM") for y in ("LPIPS", "Sharpness Q")
+    ]
+    assert ["hidden" in f for f in figures] == [False, *[True] * 5]
+    assert "Not beaten on both by another: l2, ms-ssim-l1(scales=3), 0.8*l2 + 0.2*lpips, pdl" in html.replace(
+        "pdl, 0.8*l2 + 0.2*lpips, ms-ssim-l1(scales=3), l2", "l2, ms-ssim-l1(scales=3), 0.8*l2 + 0.2*lpips, pdl"
+    )
+
+
+# Who beats whom
+
+
+def matrix(html, metric):
+    """Row -> column -> (%, framed) of one metric's table."""
+    start = html.index(f'aria-label="{metric}: who beats whom"')
+    body = html[html.index("<tbody>", start) : html.index("</tbody>", start)]
+    names, cells = [], []
+    for row in body.split("<tr>")[1:]:
+        names.append(re.search(r'class="name">(.*?)</span>', row)[1])
+        cells.append(re.findall(r'<td class="([\w ]+)"[^>]*>([\d·]+)', row))
+    return {
+        name: {
+            other: (int(text), "sure" in kind) for other, (kind, text) in zip(names, row, strict=True) if text != "·"
+        }
+        for name, row in zip(names, cells, strict=True)
+    }
+
+
+def test_the_matrix_says_on_how_many_images_the_row_beats_the_column(tmp_path):
+    """LPIPS, of which less is better: pdl is below l2 on 9 of 12 images, and equal on one."""
+    run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl")})
+    set_lpips(run, "l2", np.full(12, 0.2))
+    set_lpips(run, "pdl", np.r_[np.linspace(0.1, 0.15, 9), 0.2, 0.21, 0.21])
+    html, page = report(run)
+    found = matrix(html, "LPIPS")
+    assert found == {"pdl": {"l2": (75, True)}, "l2": {"pdl": (17, False)}}
+    assert list(found) == ["pdl", "l2"]  # the best mean first
+    assert matrix(html, "PSNR") == {"l2": {"pdl": (100, True)}, "pdl": {"l2": (0, False)}}
+    titles = [attributes.get("title", "") for tag, attributes in page.tags if tag == "td"]
+    assert "pdl beats l2 on 75 % of the images; its mean is better with p < 0.001" in titles
+    assert "significant" in html[html.index('aria-label="LPIPS: who beats whom"') :]  # for who sees no frame
+
+
+def test_the_matrix_of_equal_losses_frames_nothing(tmp_path):
+    means = {"input": MEANS["input"], "l1": MEANS["l2"], "l2": MEANS["l2"]}
+    html, _ = report(make_run(tmp_path / "run", means=means, images=20))
+    for row in matrix(html, "PSNR").values():
+        assert not any(framed for _, framed in row.values())
+
+
+# Where each loss fails
+
+
+def values_of(table, metric="lpips"):
+    """Values of one metric. table: loss -> values, image by image."""
+    cube = np.array(list(table.values()), dtype=np.float64)[..., None]
+    images = tuple(f"image {j}" for j in range(cube.shape[1]))
+    return Values(tuple(table), images, columns(metric), cube, (), (0,), cube[:, None])
+
+
+def test_failures_are_the_image_furthest_behind_and_the_worst_one():
+    table = {
+        "input": [0.9, 0.9, 0.9, 0.0],  # counts for nobody
+        "a": [0.10, 0.30, 0.20, 0.40],
+        "b": [0.20, 0.10, 0.25, 0.42],
+        "c": [0.15, 0.35, 0.05, 0.38],
+    }
+    values = values_of(table)
+    found = failures(values, values.columns[0], ["b", "a", "c"])
+    assert [(f.loss, f.image, f.kinds, f.rival) for f in found] == [
+        ("b", "image 2", (Kind.BEHIND,), "c"),  # 0.25 against 0.05
+        ("b", "image 3", (Kind.WORST,), "c"),
+        ("a", "image 1", (Kind.BEHIND,), "b"),  # 0.30 against 0.10
+        ("a", "image 3", (Kind.WORST,), "c"),
+        ("c", "image 1", (Kind.BEHIND,), "b"),
+        ("c", "image 3", (Kind.WORST,), "a"),
+    ]
+    assert [(f.value, f.rival_value) for f in found[:2]] == [(0.25, 0.05), (0.42, 0.38)]
+    # The same numbers of a metric of which more is better.
+    rising = values_of(table, "psnr")
+    first = failures(rising, rising.columns[0], ["a", "b", "c"])[:2]
+    assert [(f.image, f.kinds, f.rival) for f in first] == [
+        ("image 0", (Kind.BEHIND, Kind.WORST), "b"),
+        ("image 1", (Kind.BEHIND, Kind.WORST), "c"),
+    ]
+
+
+def test_a_loss_that_is_the_best_everywhere_is_behind_nowhere():
+    values = values_of({"a": [0.1, 0.2], "b": [0.35, 0.4]})
+    found = failures(values, values.columns[0], ["a", "b"])
+    assert [(f.loss, f.image, f.kinds) for f in found] == [
+        ("a", "image 1", (Kind.WORST,)),
+        ("b", "image 0", (Kind.BEHIND,)),
+        ("b", "image 1", (Kind.WORST,)),
+    ]
+    alone = failures(values_of({"a": [0.1, 0.2]}), values.columns[0], ["a"])
+    assert [(f.image, f.kinds, f.rival, f.rival_value) for f in alone] == [("image 1", (Kind.WORST,), None, None)]
+
+
+def test_the_judge_is_a_perceptual_distance_to_the_truth_if_there_is_one():
+    assert judge(columns("psnr", "niqe", "ssim", "lpips")).base == "lpips"
+    assert judge(columns("sharpness-q", "psnr")).base == "psnr"
+    assert (
+        judge(
+            columns(
+                "niqe",
+            )
+        ).base
+        == "niqe"
+    )
+
+
+def test_the_crop_of_a_failure_is_where_the_loss_is_off_and_the_other_is_not():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    ours, rival = truth.copy(), truth.copy()
+    ours[160:260, 240:340] = 128  # blurred away by ours alone
+    ours[20:140, 20:140] = rival[20:140, 20:140] = 128  # a larger part, by both
+    box = pictures.failing(truth, ours, rival, 128)
+    assert (box.left <= 240, box.left + box.width >= 340) == (True, True)
+    assert (box.top <= 160, box.top + box.height >= 260) == (True, True)
+    alone = pictures.failing(truth, ours, None, 128)
+    assert (alone.left <= 20, alone.top <= 20) == (True, True)
+
+
+def test_the_page_shows_the_failures_as_lossless_crops(tmp_path):
+    run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl")}, images=3)
+    set_lpips(run, "l2", [0.2, 0.3, 0.2])
+    set_lpips(run, "pdl", [0.1, 0.1, 0.25])
+    html, page = report(run)
+    part = html[html.index('<section id="failures">') : html.index('<section id="pictures">')]
+    cases = re.findall(
+        r'<h3>.*?class="name">(.*?)</span> <small>(.*?)</small>.*?<p class="note">(.*?)</p>', part, re.DOTALL
+    )
+    assert sorted(cases) == [
+        ("l2", "furthest behind and worst image", "photo 1: LPIPS 0.300; the best other loss, pdl, 0.100"),
+        ("pdl", "furthest behind and worst image", "photo 2: LPIPS 0.250; the best other loss, l2, 0.200"),
+    ]
+    for name, folder in (("input", "input"), ("l2", "loss-1"), ("pdl", "loss-2"), ("truth", "truth")):
+        data = re.search(rf'src="data:image/webp;base64,([^"]+)"[^>]*alt="photo 1: {name}"', part)[1]
+        crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+        assert (crop == np.asarray(Image.open(run / "images" / folder / "photo-1.png"))).all()
+    assert "By LPIPS ↓: of each loss the image on which it is furthest behind the best other loss" in page.text
+
+
+def test_failures_keep_to_their_share_and_say_what_they_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "BUDGET", 1_000_000)
+    run = make_run(tmp_path / "run", images=6, size=(100, 100))
+    path = write_report(read_run(run))
+    html = path.read_text(encoding="utf-8")
+    part = html[html.index('<section id="failures">') : html.index('<section id="pictures">')]
+    crops = re.findall(r'src="(data:image/webp[^"]+)"', part)
+    assert 0 < sum(map(len, crops)) <= pictures.FAILURE_SHARE * 1_000_000
+    assert re.search(r"\d images? left out to keep this file small", part)
+
+
+# What everybody must be able to read
+
+
+def test_plots_have_names_and_descriptions_and_tables_have_headers(tmp_path):
+    html, page = report(make_run(tmp_path / "run", seeds=(0, 1)))
+    plots = re.findall(r'<svg class="chart.*?</svg>', html, re.DOTALL)
+    assert len(plots) > 15
+    for plot in plots:
+        assert 'role="img" aria-label="' in plot[: plot.index(">")]
+    violin = next(plot for plot in plots if "LPIPS over the images" in plot)
+    assert re.search(r"<desc>.*pdl: mean 0\.\d+, worst 5 % 0\.\d+\.", violin)
+    tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
+    for each in tables:
+        assert 'scope="col"' in each
+        for row in re.findall(r"<tr.*?</tr>", each[each.index("<tbody>") :], re.DOTALL):
+            assert 'scope="row"' in row
+    radios = [attributes for tag, attributes in page.tags if tag == "input" and attributes.get("type") == "radio"]
+    labels = {attributes.get("for") for tag, attributes in page.tags if tag == "label"}
+    assert len(radios) == len(METRICS)
+    assert {radio["id"] for radio in radios} <= labels
+    assert [("checked" in radio) for radio in radios] == [True, *[False] * (len(METRICS) - 1)]

@@ -369,14 +369,20 @@ def _print_result(run: Path) -> "Run":
 
     read = report.read_run(run)
     path = report.write_report(read)
-    console = stdout_console()
-    console.print()
-    console.print(report.table(read, bold=console.is_terminal))
-    console.print()
-    if read.analysis.runner_up is not None:
-        print(report.verdict(read))
+    print()
+    _print_verdict(read)
     print(f"report: {path}")
     return read
+
+
+def _print_verdict(read: "Run") -> None:
+    """The table and what it says, in words."""
+    from veridical.comparison import report
+
+    console = stdout_console()
+    console.print(report.table(read, bold=console.is_terminal))
+    console.print()
+    print(report.verdict(read))
 
 
 @app.command("report")
@@ -396,8 +402,6 @@ def rebuild_report(
     if markdown:
         print(report.markdown(report.read_run(run, only=only)), end="")
     elif only:
-        read = report.read_run(run, only=only)
-        stdout_console().print(report.table(read, bold=stdout_console().is_terminal))
-        print(report.verdict(read))
+        _print_verdict(report.read_run(run, only=only))
     else:
         _print_result(run)

@@ -69,10 +69,12 @@ def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
             whom = _whom(untested, tests, name)
             not_shown.append(f"By {by}, {name(best)} over {whom} cannot be tested: {untested[0].reason}.")
     better, not_better = _over_input(run)
+    if INPUT in analysis.values.losses and run.images == 1:
+        not_shown.append(f"That {name(analysis.winner)} improves on the degraded input: there is only one image.")
     if better:
         shown.append(f"{name(analysis.winner)} improves on the degraded input by {join(better)}.")
     if not_better:
-        not_shown.append(f"{name(analysis.winner)} improves on the degraded input by {join(not_better)}.")
+        not_shown.append(f"That {name(analysis.winner)} improves on the degraded input by {join(not_better)}.")
     if not several_seeds(run):
         not_shown.append(f"That this holds for another training: {luck(run)}")
     return Claims(tuple(shown), tuple(not_shown))
