@@ -129,6 +129,19 @@ def study_close(study: StudyFolder, database: Database = None) -> None:
     print(f"The study is closed. Its votes: veridical study export {study} --out votes.csv")
 
 
+@study_app.command("forget")
+@guarded
+def study_forget(
+    study: StudyFolder,
+    rater: Annotated[str, typer.Argument(help="The number that the rater read on the last page, such as r007.")],
+    database: Database = None,
+) -> None:
+    """Delete all that a rater answered. The questions are asked of others instead."""
+    from veridical.study.store import open_store
+
+    print(f"{counted(open_store(study, database).forget(rater), 'answer')} of {rater} deleted")
+
+
 @study_app.command("export")
 @guarded
 def study_export(

@@ -5,12 +5,14 @@ that asks by itself whether the trial is still open, so that a double click, a r
 changes nothing, on either database. A unique index lets no comparison of the design be open or answered twice.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import random
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -198,8 +200,10 @@ class Store:
         self.design = design
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
+        # SQLite has one writer at a time, and lets the others try again after ever longer naps; here they queue.
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         try:
-            with self._writer.begin() as connection:
+            with self._writing() as connection:
                 self._make(connection)
         except sa.exc.DBAPIError as error:
             raise DataError(f"the database of the study cannot be used: {error.orig}") from error
@@ -218,6 +222,11 @@ class Store:
         elif found != digest(self.design):
             raise DataError("the database holds the votes of another study. Use a database of its own for each study.")
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._turn, self._writer.begin() as connection:
+            yield connection
+
     def dispose(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -230,7 +239,7 @@ class Store:
         now = _now()
         new = _raters.insert().values(token_hash=_hash(token), began=now, seen=now).returning(_raters.c.id)
         try:
-            with self._writer.begin() as connection:
+            with self._writing() as connection:
                 number = connection.execute(new).scalar_one()
                 if not self._give(connection, number):
                     raise _NothingLeft
@@ -240,7 +249,7 @@ class Store:
 
     def more(self, rater: int) -> bool:
         """Another set of trials for a rater who has answered all; False when there is nothing left to ask of them."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             waiting = sa.select(sa.func.count()).where(_trials.c.rater == rater, _open)
             return connection.execute(waiting).scalar_one() > 0 or self._give(connection, rater)
 
@@ -279,7 +288,7 @@ class Store:
         now = _now()
         over = sa.exists().where(_study.c.closed.is_not(None))
         mine = (_trials.c.id == trial) & (_trials.c.rater == rater)
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             written = connection.execute(
                 _trials.update().where(mine, _open, ~over).values(choice=choice, seconds=round(seconds, 3), at=now)
             )
@@ -293,9 +302,25 @@ class Store:
             return Outcome.SAME if found.choice == choice else Outcome.KEPT
         return Outcome.LATE if found.withdrawn is not None else Outcome.CLOSED
 
+    def forget(self, rater: str) -> int:
+        """Delete a rater, such as "r007", and all they answered; how many answers there were. Others are asked instead.
+
+        Errors: DataError when there is no such rater.
+        """
+        number = int(rater[1:]) if rater[:1] == "r" and rater[1:].isdecimal() else 0
+        with self._writing() as connection:
+            answered = sa.select(sa.func.count()).where(_trials.c.rater == number, _trials.c.choice.is_not(None))
+            count = connection.execute(answered).scalar_one()
+            connection.execute(_trials.delete().where(_trials.c.rater == number))
+            if connection.execute(_raters.delete().where(_raters.c.id == number)).rowcount == 0:
+                raise DataError(
+                    f"there is no rater {rater!r}. Expected a number as in the table of votes, such as r007."
+                )
+        return count
+
     def close(self) -> None:
         """End the study: later votes are refused."""
-        with self._writer.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_study.update().where(_study.c.closed.is_(None)).values(closed=_now()))
 
     def progress(self) -> Progress:

@@ -310,7 +310,7 @@ function toggle(dx, dy) {
 
 const KEYS = {
   ArrowLeft: () => choose(1), 1: () => choose(1), ArrowRight: () => choose(2), 2: () => choose(2),
-  "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: reset, p: take_a_break, P: take_a_break,
+  "+": () => zoom(2), "=": () => zoom(2), "-": () => zoom(1 / 2), 0: reset, p: take_a_break, P: take_a_break,
 };
 const MOVES = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
 
@@ -342,8 +342,8 @@ $("agree").addEventListener("submit", async (event) => {
 $("start").addEventListener("click", present);
 $("choose-left").addEventListener("click", () => choose(1));
 $("choose-right").addEventListener("click", () => choose(2));
-$("zoom-in").addEventListener("click", () => zoom(1.5));
-$("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
+$("zoom-in").addEventListener("click", () => zoom(2));
+$("zoom-out").addEventListener("click", () => zoom(1 / 2));
 $("zoom-fit").addEventListener("click", reset);
 $("pause").addEventListener("click", take_a_break);
 $("go-on").addEventListener("click", go_on);
