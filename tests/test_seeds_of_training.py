@@ -149,6 +149,8 @@ def test_the_training_with_a_seed_is_that_of_a_run_with_this_seed_alone(data: Pa
     alone = compare(quick_recipe(data, 'losses=["l1"]', NOISY, "training.seed=1"), tmp_path / "alone")
     first = compare(quick_recipe(data, 'losses=["l1"]', NOISY), tmp_path / "first")
     assert _weights(several) == {"l1": _weights(first)["l1"], "l1/seed-1": _weights(alone)["l1"]}
+    told = [json.loads((several / place / "result.json").read_text())["trained"] for place in ("l1", "l1/seed-1")]
+    assert [each["training.seed"] for each in told] == ["0", "1"]
     for picture in (several / "images" / "input").glob("*.png"):
         assert picture.read_bytes() == (first / "images" / "input" / picture.name).read_bytes()
         assert picture.read_bytes() != (alone / "images" / "input" / picture.name).read_bytes()

@@ -271,7 +271,7 @@ def test_images_without_a_finite_value_for_every_loss_are_left_out():
         [0.3, -0.1, 0.5, 0.2, -0.4, 0.9, 0.8],
         [-3.0, -1.0, 2.0, -4.0, 5.0],
         [1.0, 1.0, -1.0, 2.0, 2.0, 3.0],  # ties
-        [0.0, 0.0, 1.0, -2.0, 3.0, 4.0, 5.0],  # no difference on two images
+        [0.0, 0.0, 1.0, 2.0, -3.0, 4.0, 5.0],  # no difference on two images, which other rules leave out
     ],
 )
 def test_wilcoxon_agrees_with_counting_all_signs(difference):
