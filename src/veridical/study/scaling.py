@@ -117,7 +117,7 @@ class Rater:
     likelihood: mean log-likelihood (natural logarithm) of their votes under the scale of all others' votes; None when
                 nobody could judge.
     agreement:  the same as a z-score: minus what the others' scale expects, over its standard deviation.
-    outlier:    agreement lies more than 1.5 interquartile ranges below the first quartile of the raters.
+    outlier:    passed the screening, and agreement lies more than 1.5 interquartile ranges below the first quartile.
     kept:       their votes are in the scale. why: why not.
     """
 
@@ -292,7 +292,7 @@ def judge_raters(votes: Votes, settings: Settings) -> tuple[Rater, ...]:
     mistakes = np.bincount(votes.rater[~votes.ordinary & wrong], minlength=len(votes.raters))
     passed = mistakes <= settings.mistakes
     likelihood, agreement = _agreement(wins, count(votes), passed, settings.prior_jnd)
-    outlier = _below_the_fence(agreement)
+    outlier = _below_the_fence(np.where(passed, agreement, np.nan))
     found = []
     for k, name in enumerate(votes.raters):
         why = ""
