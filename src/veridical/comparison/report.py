@@ -21,10 +21,10 @@ from rich.text import Text
 from veridical.comparison import charts, pictures, plane, wording
 from veridical.comparison.failures import Kind, failures, judge
 from veridical.comparison.run import Run, read_run
-from veridical.comparison.start import START
 from veridical.comparison.statistics import (
     INPUT,
     LEVEL,
+    START,
     Column,
     Interval,
     MetricSummary,

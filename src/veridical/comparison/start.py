@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from veridical.comparison.restore import load_model
-from veridical.comparison.statistics import START as START
 from veridical.core import catalog
 from veridical.core.errors import RecipeError
 from veridical.features.weights import content_hash

@@ -5,8 +5,16 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from veridical.comparison.run import Run
-from veridical.comparison.start import START
-from veridical.comparison.statistics import INPUT, LEVEL, Analysis, Column, PairedTest, against_the_rest, holm
+from veridical.comparison.statistics import (
+    INPUT,
+    LEVEL,
+    START,
+    Analysis,
+    Column,
+    PairedTest,
+    against_the_rest,
+    holm,
+)
 
 FEW_IMAGES = 10
 SEVERAL_SEEDS = "--seeds 3"
