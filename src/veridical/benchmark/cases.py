@@ -8,16 +8,21 @@ from veridical.benchmark import naive
 from veridical.benchmark.peers import (
     VGG_TAPS,
     Peer,
+    cw_ssim_of_pyiqa,
     dists_of,
+    fsim_of,
+    gmsd_of,
     less,
     lpips_of,
     ours,
+    pieapp_of,
     piq_content,
     piq_style,
     plain,
     psnr_of,
     ssim_of,
     variation_of,
+    vif_of,
 )
 from veridical.benchmark.supply import Supply
 
@@ -94,6 +99,11 @@ PSNR = ("piq", "piqa", "torchmetrics", "kornia")
 LPIPS = ("lpips", "torchmetrics", "piqa", "pyiqa")
 LPIPS_VGG = ("lpips", "piq", "torchmetrics", "piqa", "pyiqa")
 
+ROUNDS = "rounds its luma to whole levels"
+GMSD_NOTES = {"piqa": "divides by one pixel less", "pyiqa": f"{ROUNDS}; leaves an odd row out"}
+SHRINKS = "shrinks in blocks from the corner, half to even; other digits in YIQ"
+FSIM_NOTES = dict.fromkeys(("piq", "piqa", "pyiqa"), SHRINKS)
+
 _VGG = tuple(index for index, _ in VGG_TAPS.values())
 
 CASES: tuple[Case, ...] = (
@@ -167,6 +177,12 @@ CASES: tuple[Case, ...] = (
         target=Target(0.7),
         counted="pytorch-msssim",
     ),
+    Case("cw-ssim", (Peer("pyiqa", cw_ssim_of_pyiqa, "pyiqa", note=ROUNDS),), metric=True),
+    Case("vif", _of(vif_of, ("pyiqa",), notes={"pyiqa": ROUNDS}), metric=True),
+    Case("vif(variant=pixel)", _of(vif_of, ("piq", "torchmetrics")), metric=True, counted="piq"),
+    Case("gmsd", _of(gmsd_of, ("piq", "piqa", "pyiqa"), notes=GMSD_NOTES), metric=True, counted="piq"),
+    Case("fsim", _of(fsim_of, ("piq", "piqa", "pyiqa"), notes=FSIM_NOTES), metric=True, counted="piq"),
+    Case("pieapp", _of(pieapp_of, ("piq", "pyiqa")), metric=True, counted="piq"),
     Case("lpips", _of(lpips_of, LPIPS, "alex"), metric=True, target=Target(0.7), counted="lpips"),
     Case("lpips(net=vgg)", _of(lpips_of, LPIPS_VGG, "vgg"), metric=True, target=Target(0.7), counted="lpips"),
     Case("dists", _of(dists_of, METRIC_DISTS), metric=True, target=Target(0.7), counted="DISTS-pytorch"),

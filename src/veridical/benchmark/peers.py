@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from veridical.benchmark.measure import Call
 from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import trunks
+from veridical.core.colour import luma
 from veridical.distances.dists import dists_weights
 from veridical.distances.lpips import linear_weights
 from veridical.losses import loss, needs
@@ -60,7 +61,7 @@ def build(peer: Peer, supply: Supply, device: torch.device) -> Call:
     with torch.device(device):
         if not peer.package:
             return peer.build(supply)
-        with trunks(supply.tensors), _published(), warnings.catch_warnings():
+        with trunks(supply.tensors), _published(supply), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return peer.build(supply)
 
@@ -72,10 +73,12 @@ def why(error: BaseException) -> str:
 
 
 @contextmanager
-def _published() -> Iterator[None]:
+def _published(supply: Supply) -> Iterator[None]:
     """Inside, what the peers would fetch from the web when they are built comes from our copies of the same files."""
 
     def load(url: str, *_: object, **__: object) -> Any:
+        if "PieAPP" in url:
+            return dict(supply.tensors("pieapp"))
         if "dists" in url:
             return dict(zip(("alpha", "beta"), _dists_weights(), strict=True))
         net = re.search(r"v0\.1/(alex|vgg|squeeze)\.pth", url)
@@ -152,6 +155,52 @@ def less(build_: Build) -> Build:
     def make(supply: Supply) -> Call:
         similarity = build_(supply)
         return lambda x, y: 1 - similarity(x, y)
+
+    return make
+
+
+def cw_ssim_of_pyiqa(_: Supply) -> Call:
+    """With the levels and orientations of the authors' example."""
+    return importlib.import_module("pyiqa.archs.ssim_arch").CW_SSIM(level=6, ori=16)
+
+
+def vif_of(package: str) -> Build:
+    """The wavelets' of pyiqa; the shortcut in pixels of the others."""
+
+    def make(_: Supply) -> Call:
+        if package == "pyiqa":
+            return importlib.import_module("pyiqa.archs.vif_arch").VIF()
+        if package == "piq":
+            piq = importlib.import_module("piq")
+            return lambda x, y: piq.vif_p(x, y, reduction="none")
+        fidelity = importlib.import_module("torchmetrics.functional.image").visual_information_fidelity
+        return lambda x, y: fidelity(255 * luma(x), 255 * luma(y), reduction="none")
+
+    return make
+
+
+def gmsd_of(package: str) -> Build:
+    def make(_: Supply) -> Call:
+        if package == "piq":
+            piq = importlib.import_module("piq")
+            return lambda x, y: piq.gmsd(x, y, reduction="none")
+        if package == "piqa":
+            return importlib.import_module("piqa").GMSD(reduction="none")
+        return importlib.import_module("pyiqa.archs.gmsd_arch").GMSD()
+
+    return make
+
+
+def fsim_of(package: str) -> Build:
+    """FSIMc."""
+
+    def make(_: Supply) -> Call:
+        if package == "piq":
+            piq = importlib.import_module("piq")
+            return lambda x, y: piq.fsim(x, y, reduction="none")
+        if package == "piqa":
+            return importlib.import_module("piqa").FSIM(reduction="none")
+        return importlib.import_module("pyiqa.archs.fsim_arch").FSIM()
 
     return make
 
@@ -252,5 +301,19 @@ def dists_of(package: str) -> Build:
         if package == "pyiqa":
             return network
         return lambda x, y: network(x, y, require_grad=torch.is_grad_enabled())
+
+    return make
+
+
+def pieapp_of(package: str) -> Build:
+    """piq gives its network red first, where its authors' code and ours give blue: so its images are turned."""
+
+    def make(supply: Supply) -> Call:
+        if package == "piq":
+            turned = _frozen(importlib.import_module("piq").PieAPP(reduction="none"))
+            return lambda x, y: turned(x.flip(1), y.flip(1))
+        network = importlib.import_module("pyiqa.archs.pieapp_arch").PieAPP(pretrained=False)
+        network.load_state_dict(dict(supply.tensors("pieapp")))
+        return _frozen(network)
 
     return make
