@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veridical.core.image import check_pair, in_float64, in_parts, no_autocast
+from veridical.core.image import at_least_float32, check_pair, in_parts, no_autocast
 
 LEAST_PX = 16
 PART_PX = 2**20
@@ -31,7 +31,7 @@ EPS = 1e-4
 def fsim(prediction: Tensor, target: Tensor, *, colour: bool = True) -> Tensor:
     """Feature similarity: phase congruency and slopes, weighted by phase congruency. Higher is better.
 
-    Shapes: (N, 1 or 3, H, W) x 2 in [0, 1], H and W >= 16 -> (N,), float64.
+    Shapes: (N, 1 or 3, H, W) x 2 in [0, 1], H and W >= 16 -> (N,).
     Range:  [0, 1], 1 for identical images. Where neither image has a feature anywhere, every pixel counts the same.
     Args:   colour: FSIMc, which also compares the I and Q of YIQ; a grey image has none, and the same value either way.
             False compares luma alone: the paper's FSIM.
@@ -42,14 +42,14 @@ def fsim(prediction: Tensor, target: Tensor, *, colour: bool = True) -> Tensor:
     """
     check_pair(prediction, target, "fsim", min_size=LEAST_PX, channels=(1, 3))
     with no_autocast(prediction):
-        images = (in_float64(image) * 255 for image in (prediction, target))
+        images = (at_least_float32(image) * 255 for image in (prediction, target))
         return in_parts(lambda x, y: _fsim(x, y, colour), *images, px=PART_PX)
 
 
 def _fsim(prediction: Tensor, target: Tensor, colour: bool) -> Tensor:
     one, other = (_shrunk(_yiq(image) if image.shape[1] == 3 else image) for image in (prediction, target))
     filters, noise_gain = _log_gabor(one.shape[-2:])
-    filters, noise_gain = filters.to(one.device), noise_gain.to(one.device)
+    filters, noise_gain = filters.to(one), noise_gain.to(one)
     phase, its_phase = (_phase_congruency(image[:, 0], filters, noise_gain) for image in (one, other))
     slope, its_slope = (_slopes(image[:, :1])[:, 0] for image in (one, other))
     similarity = _similarity(phase, its_phase, PHASE_CONSTANT) * _similarity(slope, its_slope, SLOPE_CONSTANT)
