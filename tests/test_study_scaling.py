@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import json
 import math
+import re
 import string
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
+from typer.testing import CliRunner
 
 from tests.shared import shared_data
+from veridical.cli import app
 from veridical.core.errors import BadOption, DataError
-from veridical.study import active, scaling
+from veridical.study import active, scale_page, scaling
 from veridical.study.active import Course, Design, expected_gain, next_pair
 from veridical.study.scaling import SIGMA, Settings, Unit, count, fit, judge_raters, scale, share, uncertainty
 from veridical.study.votes import COLUMNS, read_methods, read_votes, votes_from_rows
@@ -560,3 +564,125 @@ def test_replayed_votes_are_drawn_from_the_observed_shares():
     assert preferred.shape == (2, 3, 3)
     assert (preferred[1, 0, 1], preferred[1, 2, 0]) == (0.75, 0.1)
     assert preferred[0, 1, 2] == pytest.approx(float(share(truth[0, 1] - truth[0, 2])))
+
+
+# The folder and the page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A scale of 40 raters, of whom two fail the screening, made by the command."""
+    place = tmp_path_factory.mktemp("scale")
+    rows = [{**row, "seconds": "3.1", "at": ""} for row in simulated(TRUTH, raters=40, careless=2)]
+    rows += [{**rows[0], "image": "<b>barn</b>", "result": 3}] * 2
+    votes = written(place / "votes.csv", rows, order=COLUMNS)
+    done = CliRunner().invoke(app, ["study", "scale", str(votes), "--out", str(place / "scale")])
+    assert done.exit_code == 0, done.output
+    return place / "scale", done.output
+
+
+def read(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_folder_holds_the_tables(folder):
+    place, _ = folder
+    about = json.loads((place / "scale.json").read_text())
+    table = read(place / "scale.csv")
+    assert [row["method"] for row in table] == [each["method"] for each in about["methods"]]
+    assert [float(row["jnd"]) for row in table] == sorted((float(row["jnd"]) for row in table), reverse=True)
+    assert all(float(row["low"]) < float(row["jnd"]) < float(row["high"]) for row in table)
+    assert sum(int(row["votes"]) for row in table) == 2 * about["votes"] == 2 * 38 * 20
+    shares, wins = read(place / "preferences.csv"), read(place / "wins.csv")
+    for row, counts in zip(shares, wins, strict=True):
+        for other in (each for each in NAMES if each != row["method"]):
+            back = next(each for each in wins if each["method"] == other)
+            mine, theirs = int(counts[other]), int(back[row["method"]])
+            assert float(row[other]) == pytest.approx(mine / (mine + theirs), abs=1e-6)
+        assert row[row["method"]] == ""
+    assert len(read(place / "differences.csv")) == 10
+    assert sum(row["kept"] == "false" for row in read(place / "raters.csv")) == 2
+    assert [row["line"] for row in read(place / "bad_rows.csv")] == ["842", "843"]
+
+
+def test_the_page_says_in_words_what_is_supported_and_needs_nothing_else(folder):
+    place, output = folder
+    html = (place / "scale.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", html)
+    assert "mdf is preferred most" in text
+    assert '<h2 class="yes">Supported</h2>' in html
+    assert "2 left out" in text
+    assert "&lt;b&gt;barn&lt;/b&gt;" in html
+    assert not re.search(r"(src|href)=\"(?!#|data:)", html)
+    assert "mdf is preferred most" in output
+    assert "resampling" in output
+    assert html.count("<circle") == 2 * 5  # once for wide screens, once for narrow ones
+    svg = (place / "scale.svg").read_text()
+    assert svg.startswith("<svg")
+    assert svg.count("<circle") == 5
+
+
+def test_a_point_stands_where_the_scale_puts_it():
+    made = scale(votes_from_rows(simulated(TRUTH)))
+    for width in (760, 350):
+        drawn = scale_page.chart(made, width)
+        jnd = np.array([each.jnd for each in made.placed])
+        at = np.array([row.at for row in drawn.rows])
+        slope, start = np.polyfit(jnd, at, 1)
+        np.testing.assert_allclose(at, slope * jnd + start, atol=1e-6)
+        assert start == pytest.approx(drawn.zero)
+        assert [tick.text for tick in drawn.shares if abs(tick.at - drawn.zero) < 1e-6] == ["50 %"]
+        at_one = [tick.text for tick in drawn.shares if abs(tick.at - drawn.zero - slope) < 1e-6]
+        assert at_one in ([], ["75 %"])
+        assert all(drawn.left <= row.low <= row.at <= row.high <= drawn.right for row in drawn.rows)
+
+
+def test_words_of_two_methods_and_of_equal_ones():
+    two = scale(votes_from_rows(simulated(np.array([0.6, -0.6]), raters=40)))
+    assert scale_page.claims(two).supported == ("mdf is preferred to lpips (p < 0.001).",)
+    assert scale_page.claims(two).unsupported == ()
+    assert "the last" not in scale_page.lead(two)
+    equal = scale_page.claims(scale(votes_from_rows(simulated(np.zeros(4), seed=2))))
+    assert equal.supported == ()
+    assert equal.unsupported[-1] == "6 of 6 differences in all."
+
+
+def test_the_command_refuses_in_words(tmp_path):
+    (tmp_path / "votes.csv").write_text("barn,a,b,1\n" * 9)
+    for options, said in [
+        (["--draws", "20"], "draws must be 500 or more"),
+        (["--leave-out", "gan"], "no method 'gan'"),
+        (["--zero", "gan"], "zero must be"),
+    ]:
+        done = CliRunner().invoke(
+            app, ["study", "scale", str(tmp_path / "votes.csv"), "--out", str(tmp_path / "out"), *options]
+        )
+        assert done.exit_code == 2
+        assert said in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_scales_tables_do_not_stay(tmp_path):
+    rows = simulated(TRUTH)
+    scale_page.write(scale(votes_from_rows(rows)), tmp_path, source="a", command="b")
+    assert (tmp_path / "raters.csv").exists()
+    nameless = [{**row, "rater": ""} for row in rows if not row["screening"]]
+    scale_page.write(scale(votes_from_rows(nameless)), tmp_path, source="a", command="b")
+    assert not (tmp_path / "raters.csv").exists()
+
+
+def test_the_simulation_is_written_and_told(tmp_path):
+    done = CliRunner().invoke(
+        app, ["study", "simulate", "--methods", "4", "--per-pair", "4", "--repeats", "5", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    rows = read(tmp_path / "designs.csv")
+    assert {row["design"] for row in rows} == {"full", "variance", "information"}
+    assert max(int(row["votes"]) for row in rows) == 6 * 6
+    assert (tmp_path / "designs.svg").read_text().count('class="curve') == 6
+    again = CliRunner().invoke(
+        app, ["study", "simulate", "--methods", "4", "--per-pair", "4", "--repeats", "5", "--out", str(tmp_path / "b")]
+    )
+    assert (tmp_path / "b" / "designs.csv").read_text() == (tmp_path / "designs.csv").read_text()
+    assert again.exit_code == 0

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import complain, counted, counter, guarded, safe, split_list, study_app
+from veridical.cli.common import complain, counted, counter, guarded, print_table, safe, split_list, study_app
 from veridical.core.files import atomic_write
 
 StudyFolder = Annotated[Path, typer.Argument(help="A run that has a study, or the study's folder.")]
@@ -158,3 +158,92 @@ def study_export(
         return
     atomic_write(out, csv_of(rows).encode())
     print(f"{counted(len(rows), 'vote')} in {out}")
+
+
+@study_app.command("scale")
+@guarded
+def study_scale(
+    votes: Annotated[Path, typer.Argument(help="A CSV of votes, or a run that has a study.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables and scale.html.")],
+    methods: Annotated[
+        Path | None, typer.Option(help="The names of methods that the file numbers from 1, one per line.")
+    ] = None,
+    leave_out: Annotated[str | None, typer.Option(help="Methods to leave out, separated by commas.")] = None,
+    draws: Annotated[int, typer.Option(help="Resamples for the intervals, 500 or more.")] = 1000,
+    mistakes: Annotated[int, typer.Option(help="Screening pairs that a rater may get wrong.")] = 0,
+    drop_outliers: Annotated[
+        bool,
+        typer.Option("--drop-outliers", help="Leave out raters who agree far less with the others than raters do."),
+    ] = False,
+    zero: Annotated[str, typer.Option(help="Where the scale has its 0: mean, lowest, or a method.")] = "mean",
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    database: Database = None,
+) -> None:
+    """Scale votes in JND: who is preferred, by how much, and which differences are more than chance.
+
+    A CSV has the columns image, method_1, method_2 and result (1 or 2, the preferred one) in any order, or these four
+    without a header line; rater and screening where they are known. Rows that cannot be used are listed.
+    """
+    import shlex
+    import sys
+
+    from veridical.study import scale_page
+    from veridical.study.scaling import Settings, scale
+    from veridical.study.votes import read_methods, read_votes, votes_from_rows
+
+    settings = Settings(draws=draws, seed=seed, mistakes=mistakes, drop_outliers=drop_outliers, zero=zero)
+    names = None if methods is None else read_methods(methods)
+    if votes.is_dir() or database is not None:
+        from veridical.study.store import export_rows
+
+        found = votes_from_rows(export_rows(database or votes), methods=names)
+    else:
+        found = read_votes(votes, methods=names)
+    if leave_out is not None:
+        found = found.without(split_list(leave_out, "methods"))
+    safe.where, safe.again = out, "run the same command again"
+    with counter("resampling") as advance:
+        made = scale(found, settings, on_draw=lambda done, total: advance(done, total, ""))
+    page = scale_page.write(
+        made, out, source=votes.name or str(votes), command=shlex.join(["veridical", *sys.argv[1:]])
+    )
+    rows = [
+        (each.method, f"{each.jnd:.2f}", f"{each.low:.2f} to {each.high:.2f}", f"{each.votes:,}")
+        for each in made.placed
+    ]
+    print_table(f"{votes.name}: {counted(made.votes, 'vote')}", ("method", "JND", "95 % interval", "votes"), rows)
+    print(scale_page.verdict(made))
+    print(f"page: {page}")
+
+
+@study_app.command("simulate")
+@guarded
+def study_simulate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for designs.csv and designs.svg.")],
+    methods: Annotated[int, typer.Option(help="How many methods to make up.", min=3)] = 8,
+    spread: Annotated[float, typer.Option(help="Standard deviation of their places, in JND.", min=0.01)] = 1.0,
+    votes: Annotated[Path | None, typer.Option(help="A CSV of real votes to draw the answers from instead.")] = None,
+    per_pair: Annotated[int, typer.Option(help="Votes for each pair in the full design.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Simulated studies of each design.", min=2)] = 100,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn by chance.")] = 0,
+) -> None:
+    """Simulate studies, to see how many votes active selection of pairs saves beside a full design."""
+    from veridical.study import active, active_page
+    from veridical.study.scaling import check_connected, count
+    from veridical.study.votes import read_votes
+
+    if votes is None:
+        preferred, truth = active.normal_truths(methods, spread, repeats, seed)
+        what = f"{methods} methods, {spread:g} JND apart (standard deviation)"
+    else:
+        found = read_votes(votes)
+        wins = count(found)
+        check_connected(wins, found.methods)
+        preferred, truth = active.replayed_truth(wins, repeats)
+        what = f"answers drawn from {votes}"
+    safe.where, safe.again = out, "run the same command again"
+    with counter("simulating") as advance:
+        courses, saved = active_page.compare_designs(preferred, truth, per_pair=per_pair, seed=seed, on_vote=advance)
+    paths = active_page.write(courses, out)
+    print_table(f"{what}; {repeats} studies", active_page.COLUMNS, active_page.table(saved))
+    print(f"every checkpoint: {paths[0]}; curves: {paths[1]}")

@@ -66,7 +66,7 @@ def chart(scale: Scale, width: int) -> Chart:
     rows = []
     for k, each in enumerate(scale.placed):
         y = top + pitch * (k + 0.5) + (11 if above else 2)
-        label = (left, y - 12) if above else (left - 12, y + 4)
+        label = (left + 7, y - 12) if above else (left - 12, y + 4)
         said = f"{each.method}: {_jnd(each.jnd)} JND, 95 % interval {_jnd(each.low)} to {_jnd(each.high)}"
         rows.append(Row(each.method, y, place(each.jnd), place(each.low), place(each.high), *label, said))
     return Chart(
@@ -242,7 +242,7 @@ def _jnd(value: float) -> str:
 
 
 def _share(jnd: float) -> str:
-    return f"{100 * share(jnd):.0f} %"
+    return f"{100 * share(jnd):.0f}\N{NO-BREAK SPACE}%"
 
 
 def _ps(some: Sequence[Difference], supported: bool) -> str:
