@@ -290,13 +290,29 @@ def test_the_networks_shapes_and_initial_weights():
     assert [tuple(weight.shape[:2]) for weight, _ in folded[0]] == [(32, 3), (32, 32), (32, 32), (32, 32), (1, 32)]
 
 
+def plan_of(name: str, image: torch.Tensor, *, scales: int, ratio: float):
+    """A plan for one image, of the tiny quality."""
+    return module._plan(
+        [(name, image)],
+        module.Watcher(),
+        task="super-resolve",
+        spec=None,
+        quality=TINY,
+        scales=scales,
+        ratio=ratio,
+        max_px=99,
+        inputs="chained",
+        span=None,
+        iterations=None,
+        seed=0,
+    )
+
+
 def test_windows_know_what_surrounds_them():
     """The generator of identity gives the degraded window itself, wherever it lies: no zeros come in from its sides."""
     learner = object.__new__(module._Learner)
     name, image = seed_image(40, 44)
-    learner.plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, 1, 2.0, 99, "chained", None, None, 0, module.Watcher()
-    )
+    learner.plan = plan_of(name, image, scales=1, ratio=2.0)
     learner.device, learner.degrade = torch.device("cpu"), None
     learner.pyramid = [[2 * image - 1]]
     padded = module._mirrored(2 * image - 1)
@@ -311,9 +327,7 @@ def learner_of(monkeypatch, scales: int, width_doubles: int = 4):
     """A learner with its pyramid, untrained; generators that change nothing."""
     monkeypatch.setattr(module, "WIDTH_DOUBLES", width_doubles)
     name, image = seed_image()
-    plan = module._plan(
-        [(name, image)], "super-resolve", None, TINY, scales, 1.5, 99, "chained", None, None, 0, module.Watcher()
-    )
+    plan = plan_of(name, image, scales=scales, ratio=1.5)
     return module._Learner(plan, [(name, image)], Path("own.safetensors"), torch.device("cpu"), module.Watcher())
 
 

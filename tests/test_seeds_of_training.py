@@ -158,6 +158,7 @@ def test_the_training_with_a_seed_is_that_of_a_run_with_this_seed_alone(data: Pa
 
 def test_the_rows_say_the_seed_and_the_pictures_are_of_the_first(data: Path, tmp_path: Path) -> None:
     run = compare(quick_recipe(data, 'losses=["l1", "l2"]', "training.seeds=2", *MOVES), tmp_path / "run")
+    assert "2 training seeds hardly tell how much trainings differ; prefer --seeds 3 or more" in _about(run)["notes"]
     first = compare(quick_recipe(data, 'losses=["l1", "l2"]', *MOVES), tmp_path / "first")
     rows = pl.read_parquet(run / "rows.parquet")
     assert rows.schema == SCHEMA

@@ -170,6 +170,8 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         )
     if settings.batch_size == 1 and any("BatchNorm" in type(part).__name__ for part in model.modules()):
         note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
+    if settings.seeds == 2:
+        note("2 training seeds hardly tell how much trainings differ; prefer --seeds 3 or more")
     resolved = recipe.model_copy(
         update={
             "losses": {contender.name: contender.spec for contender in contenders},

@@ -216,7 +216,18 @@ def learn_mdf(
     watcher = watcher or Watcher()
     check_out(to)
     plan = _plan(
-        images, task, degradation_spec, quality, scales, ratio, max_px, inputs, span, iterations, seed, watcher
+        images,
+        watcher,
+        task=task,
+        spec=degradation_spec,
+        quality=quality,
+        scales=scales,
+        ratio=ratio,
+        max_px=max_px,
+        inputs=inputs,
+        span=span,
+        iterations=iterations,
+        seed=seed,
     )
     learner = _Learner(plan, images, to, choose_device(device), watcher)
     with torch.random.fork_rng([]):
@@ -225,6 +236,8 @@ def learn_mdf(
 
 def _plan(
     images: Sequence[tuple[str, Tensor]],
+    watcher: Watcher,
+    *,
     task: str,
     spec: str | None,
     quality: str | Quality,
@@ -235,8 +248,8 @@ def _plan(
     span: float | None,
     iterations: int | None,
     seed: int,
-    watcher: Watcher,
 ) -> Plan:
+    """Check what was asked of `learn_mdf`, and work out the scales."""
     check_whole("scales of mdf", scales, low=1)
     check_whole("seed", seed, low=0)
     check_number("ratio of mdf's scales", ratio, low=1.05, high=8)
