@@ -21,7 +21,7 @@ from veridical.cli import app
 from veridical.comparison import charts, pictures, plane
 from veridical.comparison.failures import Kind, failures, judge
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
-from veridical.comparison.statistics import Column, Interval, Values
+from veridical.comparison.statistics import Column, Interval, Values, mean_interval
 from veridical.core.errors import DataError
 
 METRICS = {
@@ -674,6 +674,11 @@ def test_labels_of_the_plot_do_not_overlap():
             assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
 
 
+def test_a_single_loss_is_drawn_beside_the_input():
+    points = [charts.Point("only", 0, 32.0, 0.1), charts.Point("input", None, 20.0, 0.9)]
+    assert not charts.scatter(points, x_rises=True, y_rises=False, width=700, height=400).off_chart
+
+
 def test_better_is_up_and_to_the_right_whatever_the_direction():
     points = [charts.Point("good", 0, 32.0, 0.1), charts.Point("bad", 1, 30.0, 0.3)]
     good, bad = charts.scatter(points, x_rises=True, y_rises=False, width=700, height=400).marks
@@ -849,13 +854,14 @@ def test_the_meaning_of_the_vertical_axis_is_said_honestly():
     assert "No perceptual metric was measured" in plane.meaning(ssim)
 
 
-def test_crosses_of_two_losses_are_the_paired_interval_over_the_root_of_two():
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_crosses_of_two_losses_are_the_paired_interval_over_the_root_of_two(seeds):
     """In closed form: d is the difference, each normalised value is plus or minus d / 2, and Morey's factor is 2."""
     rng = np.random.default_rng(0)
     hard = 10 * rng.normal(size=15)  # what both share
-    a, b = 30 + hard + 0.1 * rng.normal(size=15), 29 + hard + 0.1 * rng.normal(size=15)
+    a, b = (mean + hard + 0.1 * rng.normal(size=(seeds, 15)) + 0.1 * rng.normal(size=(seeds, 1)) for mean in (30, 29))
     one, other = plane.within_image_intervals(np.stack([a, b]))
-    paired = stats.ttest_rel(a, b).confidence_interval(0.95)
+    paired = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95) if seeds == 1 else mean_interval(a - b)
     half = (paired.high - paired.low) / 2 / np.sqrt(2)
     for interval, values in ((one, a), (other, b)):
         assert interval.value == pytest.approx(values.mean())
@@ -863,15 +869,15 @@ def test_crosses_of_two_losses_are_the_paired_interval_over_the_root_of_two():
 
 
 def test_crosses_of_unrelated_losses_are_nearly_their_own_intervals():
-    values = np.random.default_rng(0).normal(size=(40, 200))
-    for interval, each in zip(plane.within_image_intervals(values), values, strict=True):
+    values = np.random.default_rng(0).normal(size=(40, 1, 200))
+    for interval, (each,) in zip(plane.within_image_intervals(values), values, strict=True):
         own = stats.t.interval(0.95, 199, each.mean(), stats.sem(each))
         assert (interval.low, interval.high) == pytest.approx(own, abs=0.02)
 
 
 def test_one_loss_or_one_image_has_no_cross():
-    assert plane.within_image_intervals(np.ones((1, 9))) == [None]
-    assert plane.within_image_intervals(np.ones((3, 1))) == [None] * 3
+    assert plane.within_image_intervals(np.ones((1, 1, 9))) == [None]
+    assert plane.within_image_intervals(np.ones((3, 2, 1))) == [None] * 3
 
 
 def test_the_front_is_what_no_other_beats_on_both_axes():
@@ -969,14 +975,19 @@ def values_of(table, metric="lpips"):
 def test_failures_are_the_image_furthest_behind_and_the_worst_one():
     table = {
         "input": [0.9, 0.9, 0.9, 0.0],  # counts for nobody
-        "a": [0.10, 0.30, 0.20, 0.40],
-        "b": [0.20, 0.10, 0.25, 0.42],
-        "c": [0.15, 0.35, 0.05, 0.38],
+        "a": [0.12, 0.30, 0.20, 0.40],
+        "b": [0.30, 0.10, 0.25, 0.42],
+        "c": [0.13, 0.35, 0.05, 0.38],
     }
     values = values_of(table)
     found = failures(values, values.columns[0], ["b", "a", "c"])
     assert [(f.loss, f.image, f.kinds, f.rival) for f in found] == [
-        ("b", "image 2", (Kind.BEHIND,), "c"),  # 0.25 against 0.05
+        (
+            "b",
+            "image 2",
+            (Kind.BEHIND,),
+            "c",
+        ),  # 0.25 against 0.05; on image 0 it is further behind the mean of the others
         ("b", "image 3", (Kind.WORST,), "c"),
         ("a", "image 1", (Kind.BEHIND,), "b"),  # 0.30 against 0.10
         ("a", "image 3", (Kind.WORST,), "c"),

@@ -185,7 +185,7 @@ def scatter(points: Sequence[Point], *, x_rises: bool, y_rises: bool, width: int
         ([p.y for p in points], [p.y for p in trained]),
     ):
         spread = np.ptp(ours) or abs(ours[0]) * 0.02 or 1.0
-        if np.ptp(everything) > _SQUEEZED * spread:
+        if len(trained) > 1 and np.ptp(everything) > _SQUEEZED * spread:
             drawn = trained
     left, right, top, bottom = 62.0, width - 18.0, 14.0, height - 46.0
     xs = [v for p in drawn for v in (p.x, *(p.x_range or ()))]
@@ -340,7 +340,7 @@ _HALF_PX = 13.0  # of a violin, at its widest
 
 
 def violins(
-    rows: Sequence[Distribution], *, rises: bool, bounds: Range = (-math.inf, math.inf), width: int, points: int = 56
+    rows: Sequence[Distribution], *, rises: bool, bounds: Range = (-math.inf, math.inf), width: int, points: int = 44
 ) -> Violins:
     """One violin per row on a common axis, better always to the right: its density, the mean and the worst 5 % with
     their intervals, and with few values a dot for each below it.

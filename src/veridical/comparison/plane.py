@@ -7,14 +7,13 @@ reference in its place.
 """
 
 import numpy as np
-from scipy import stats
 
-from veridical.comparison.statistics import Column, Interval
+from veridical.comparison.statistics import Column, Interval, mean_interval
 
 # Trained to say what people see: not on the axis of distortion. In the order in which they are preferred on the other.
 _NATURAL = ("niqe", "pi", "brisque", "nrqm")
 _DISTANCES = ("lpips", "dists", "pieapp")
-MOST_CHOICES = 5  # of metrics on one axis, so that the page stays small
+MOST_CHOICES = 4  # of metrics on one axis, so that the page stays small
 
 
 def axes(columns: tuple[Column, ...]) -> tuple[list[Column], list[Column]]:
@@ -58,24 +57,23 @@ def meaning(column: Column) -> str:
     )
 
 
-def within_image_intervals(values: np.ndarray, *, confidence: float = 0.95) -> list[Interval | None]:
-    """The mean of each loss with an interval that leaves out what makes an image hard for all of them.
+def within_image_intervals(values: np.ndarray) -> list[Interval | None]:
+    """The mean of each loss with a 95 % interval that leaves out what makes an image hard, or a seed bad, for all.
 
     Losses are compared on the same images, so how images differ says nothing about which loss is better. From each
-    value the image's mean over the losses is taken, the t-interval is computed of what is left, and it is widened by
-    sqrt(L / (L - 1)), since the mean that was taken holds a part of the loss itself. Two of them then read like those
-    of independent samples: means 1.4 half widths apart differ at 5 % (for two losses exactly; not corrected).
+    value the mean over the losses of the same image and seed is taken, the interval is computed of what is left, and it
+    is widened by sqrt(L / (L - 1)), since the mean that was taken holds a part of the loss itself. Two of them then
+    read like those of independent samples: means 1.4 half widths apart differ at 5 % (for two losses exactly; not
+    corrected).
 
-    Shapes: values (L, I) -> L intervals; all None with one loss or one image.
+    Shapes: values (L, S, I), S training seeds -> L intervals; all None with one loss or one image.
     Source: Morey, "Confidence intervals from normalized data", Tutorials in Quantitative Methods for Psychology 4
-            (2008) 61-64, correcting Cousineau (2005).
+            (2008) 61-64, correcting Cousineau (2005); with several seeds of `statistics.mean_interval`.
     """
-    losses, images = values.shape
+    losses, _, images = values.shape
     if losses < 2 or images < 2:
         return [None] * losses
     left = values - values.mean(axis=0) + values.mean()
-    spread = left.std(axis=1, ddof=1) * np.sqrt(losses / (losses - 1))
-    half = stats.t.ppf(0.5 + confidence / 2, images - 1) * spread / np.sqrt(images)
-    return [
-        Interval(float(mean), float(mean - h), float(mean + h)) for mean, h in zip(left.mean(axis=1), half, strict=True)
-    ]
+    widened = values.mean(axis=(1, 2), keepdims=True)
+    widened = widened + np.sqrt(losses / (losses - 1)) * (left - widened)
+    return [mean_interval(each) for each in widened]

@@ -152,7 +152,8 @@ def _planes(run: Run) -> list[dict[str, Any]]:
     crosses = {}
     for column in {*horizontal, *vertical}:
         k = values.columns.index(column)
-        found = plane.within_image_intervals(np.stack([values.of(loss)[:, k] for loss in values.trained]))
+        trained = values.by_seed[[values.losses.index(loss) for loss in values.trained]]
+        found = plane.within_image_intervals(trained[..., k])
         crosses[column] = dict(zip(values.trained, map(charts.range_of, found), strict=True))
     series: list[tuple[str, int | None]] = [(e.name, e.series) for e in run.entries]
     if INPUT in run.analysis.scores:
