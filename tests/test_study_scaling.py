@@ -112,7 +112,9 @@ def test_bad_rows_are_listed_with_their_line_and_the_reason(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "0 of 0 rows"),
+        ("", r"votes\.csv has no votes"),
+        ("image,method_1,method_2,result\n\n", r"votes\.csv has no votes"),
+        ("image,method_1,method_2,result,rater,screening\nbarn,x,y,1,r1,1\n", "screening votes alone"),
         ("barn,a,b,1\nbarn,a,b,5\n", r"1 of 2 rows cannot be used\. Line 2: result is '5'"),
         ("image,method_1,method_2,seconds\nbarn,a,b,1\n", "has no column 'result'"),
         ("image,method_1,method_2,result,vote\nbarn,a,b,1,1\n", "names the column 'result' twice"),
@@ -576,7 +578,8 @@ def folder(tmp_path_factory):
     rows = [{**row, "seconds": "3.1", "at": ""} for row in simulated(TRUTH, raters=40, careless=2)]
     rows += [{**rows[0], "image": "<b>barn</b>", "result": 3}] * 2
     votes = written(place / "votes.csv", rows, order=COLUMNS)
-    done = CliRunner().invoke(app, ["study", "scale", str(votes), "--out", str(place / "scale")])
+    elsewhere = {"VERIDICAL_DATABASE": "postgresql+psycopg://nobody@nowhere.invalid/none"}  # is not asked for a file
+    done = CliRunner().invoke(app, ["study", "scale", str(votes), "--out", str(place / "scale")], env=elsewhere)
     assert done.exit_code == 0, done.output
     return place / "scale", done.output
 
@@ -686,3 +689,36 @@ def test_the_simulation_is_written_and_told(tmp_path):
     )
     assert (tmp_path / "b" / "designs.csv").read_text() == (tmp_path / "designs.csv").read_text()
     assert again.exit_code == 0
+
+
+def test_a_study_is_scaled_from_its_folder(tmp_path):
+    """People answer a made-up study on its store; one of them gets an obvious pair wrong."""
+    pytest.importorskip("sqlalchemy", reason="needs the extra study")
+    from veridical.study.design import OBVIOUS
+    from veridical.study.load import made_up_study
+    from veridical.study.store import open_store
+
+    study = made_up_study(tmp_path, methods=3, images=8, per_pair=40, trials=12, screening=2)
+    votes, random = open_store(study), np.random.default_rng(0)
+    shown = {file: name for image in votes.design.files for name, file in image.items()}
+    better = {str(k): 1.2 * (1 - k) for k in range(3)}  # of the method with this number
+    while (rater := votes.begin()) is not None:
+        for trial in votes.view(rater.number).trials:
+            left, right = (shown[votes.file(rater.number, trial, side)] for side in ("left", "right"))
+            if OBVIOUS in (left, right):
+                choice = 2 if left == OBVIOUS else 1
+                choice = 3 - choice if rater.number == 1 else choice
+            else:
+                choice = 1 if random.random() < share(better[left] - better[right]) else 2
+            votes.vote(rater.number, trial, choice, 2.0)
+    votes.dispose()
+    for source in (study, tmp_path):
+        done = CliRunner().invoke(app, ["study", "scale", str(source), "--out", str(tmp_path / "scale")])
+        assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "scale" / "scale.json").read_text())
+    assert [each["method"] for each in about["methods"]] == ["method-0", "method-1", "method-2"]
+    assert [each["name"] for each in about["raters"] if not each["kept"]] == ["r001"]
+    assert about["resampled"] == {"unit": "rater", "number": 9}
+    assert all(each["supported"] for each in about["differences"])
+    for each in about["methods"]:
+        assert each["low"] < better[each["method"].removeprefix("method-")] < each["high"]

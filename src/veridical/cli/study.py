@@ -111,7 +111,8 @@ def study_status(study: StudyFolder, database: Database = None) -> None:
     """How far the study is."""
     from veridical.study.store import open_store
 
-    found = open_store(study, database).progress()
+    with open_store(study, database) as store:
+        found = store.progress()
     share, each = 100 * found.votes / found.wanted, f"{found.fewest} to {found.most}"
     print(f"{found.votes} of {counted(found.wanted, 'vote')} ({share:.0f} %), {each} for each pair")
     print(f"{counted(found.raters, 'rater')}, of whom {found.finished} have answered all they were asked")
@@ -125,7 +126,8 @@ def study_close(study: StudyFolder, database: Database = None) -> None:
     """End the study: no further vote is taken."""
     from veridical.study.store import open_store
 
-    open_store(study, database).close()
+    with open_store(study, database) as store:
+        store.close()
     print(f"The study is closed. Its votes: veridical study export {study} --out votes.csv")
 
 
@@ -139,7 +141,9 @@ def study_forget(
     """Delete all that a rater answered. The questions are asked of others instead."""
     from veridical.study.store import open_store
 
-    print(f"{counted(open_store(study, database).forget(rater), 'answer')} of {rater} deleted")
+    with open_store(study, database) as store:
+        deleted = store.forget(rater)
+    print(f"{counted(deleted, 'answer')} of {rater} deleted")
 
 
 @study_app.command("export")
@@ -193,7 +197,7 @@ def study_scale(
 
     settings = Settings(draws=draws, seed=seed, mistakes=mistakes, drop_outliers=drop_outliers, zero=zero)
     names = None if methods is None else read_methods(methods)
-    if votes.is_dir() or database is not None:
+    if votes.is_dir():
         from veridical.study.store import export_rows
 
         found = votes_from_rows(export_rows(database or votes), methods=names)

@@ -215,13 +215,17 @@ def _collect(
             good.append(row)
         else:
             bad.append(BadRow(line, why, text))
-    if not any(not row["screening"] for row in good) or len(bad) > MOST_BAD * len(rows):
-        first = f" Line {bad[0].line}: {bad[0].why}." if bad else ""
+    if not rows:
+        raise DataError(f"{what} has no votes.")
+    if len(bad) > MOST_BAD * len(rows):
         raise DataError(
-            f"{what} is hardly a table of votes: {len(bad)} of {len(rows)} rows cannot be used.{first} Expected "
-            f"{', '.join(_REQUIRED)} (1 or 2, the preferred one), in this order or with a header line."
+            f"{what} is hardly a table of votes: {len(bad)} of {len(rows)} rows cannot be used. Line {bad[0].line}: "
+            f"{bad[0].why}. Expected {', '.join(_REQUIRED)} (1 or 2, the preferred one), in this order or with a "
+            "header line."
         )
     ordinary = [row for row in good if not row["screening"]]
+    if not ordinary:
+        raise DataError(f"{what} has screening votes alone: there is nothing to scale yet.")
     present = {_named(row[side], methods) for row in ordinary for side in ("method_1", "method_2")}
     names = [name for name in methods if name in present] if methods else sorted(present, key=_natural)
     images = sorted({row["image"] for row in good}, key=_natural)
