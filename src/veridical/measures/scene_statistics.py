@@ -15,7 +15,7 @@ MARGIN = WINDOW // 2
 SIGMA_PX = 7 / 6
 HALF = 1e-4  # of a level: half of one rounds up, though in float32 it comes out a little less
 NOTHING = 1e-9  # of a level; one pixel of the window that is one level off makes 1e-4
-STRIP_PX = 1 << 20
+STRIP_PX = 1 << 18
 """Pixels of a batch that are worked on at once: 24 megapixels must not need a dozen copies of themselves."""
 
 

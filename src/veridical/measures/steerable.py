@@ -49,7 +49,11 @@ def oriented_bands(image: Tensor, *, level: int, orientations: int) -> Tensor:
         mask = scale * below_and_above * turned.cos().clamp(min=0) ** order  # half of the plane: analytic
         mask = mask.to(image)
         spectrum = _cropped(torch.fft.fft2(image), size) * (-1j) ** order
-        return torch.fft.ifft2(spectrum * mask)
+        # One orientation at a time: complex numbers of all of them are many copies of a large image.
+        bands = spectrum.new_empty(len(image), orientations, *size)
+        for number, one in enumerate(mask):
+            bands[:, number] = torch.fft.ifft2(spectrum[:, 0] * one)
+        return bands
 
 
 def high_residual(image: Tensor) -> Tensor:
