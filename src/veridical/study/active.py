@@ -10,8 +10,8 @@ it, active selection asks where the answer is open and helps the whole scale. Tw
   arXiv:2004.05691). It finds the order sooner, but not the distances: it turns away from a pair that chance has driven
   apart, and so stretches the scale.
 
-Both look at Laplace's posterior of the Thurstone model of `scaling.py`; ASAP's comes from message passing. `simulate`
-and docs/study.md say what they save, and where they do not.
+Both look at Laplace's posterior of the Thurstone model of `scaling.py`; ASAP's comes from message passing. What
+they save, and where they do not, `veridical study simulate` measures.
 """
 
 import math
