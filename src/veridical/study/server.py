@@ -7,8 +7,9 @@ needs nothing from elsewhere. A request with a body is JSON of at most 4 KiB, ch
 this page: another site cannot send one.
 """
 
+import contextlib
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,8 +101,13 @@ def create_app(folder: Path, url: str | None = None) -> FastAPI:
         title=design.title, contact=design.contact, questions=questions, minutes=design.minutes
     )
     cookie = f"study-{design.seed}-{design.created}".replace(":", "").replace("+", "")  # one name for each study
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.store = store
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        store.dispose()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(_Guard)
 
     def visitor(request: Request) -> int | None:

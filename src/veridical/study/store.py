@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -206,7 +206,11 @@ class Store:
             with self._writing() as connection:
                 self._make(connection)
         except sa.exc.DBAPIError as error:
+            self.dispose()
             raise DataError(f"the database of the study cannot be used: {error.orig}") from error
+        except DataError:
+            self.dispose()
+            raise
 
     def _make(self, connection: sa.Connection) -> None:
         if connection.dialect.name == "postgresql":  # of two servers that start at once, one makes the tables
@@ -221,6 +225,12 @@ class Store:
                 connection.execute(_slots.insert(), slots)
         elif found != digest(self.design):
             raise DataError("the database holds the votes of another study. Use a database of its own for each study.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.dispose()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
