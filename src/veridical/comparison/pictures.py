@@ -181,7 +181,8 @@ def failure(run: Path, slug: str, ours: str, rival: str | None) -> tuple[Box, di
     if not all(path.is_file() for path in paths):
         return None
     images = [read(path) for path in paths]
-    box = failing(*(np.asarray(image) for image in images))
+    truth, own, *other = (np.asarray(image) for image in images)
+    box = failing(truth, own, other[0] if other else None)
     variants = ["input", ours, *([rival] if rival else []), "truth"]
     return box, _cuts(run, slug, variants, box, images[0])
 

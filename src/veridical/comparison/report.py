@@ -274,7 +274,7 @@ def _panels(run: Run) -> list[dict[str, Any]]:
         column, means = summary.column, summary.means
         sign = -1.0 if column.higher_is_better else 1.0
         losses = sorted(values.trained, key=lambda loss: sign * means[loss].value)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name in [loss for loss in values.losses if loss == INPUT] + losses:
             mean, worst = (_interval(summary, i.value, i.low, i.high) for i in (means[name], summary.worst[name]))
             test = next((t for t in summary.tests if t.loss == name), None)
@@ -371,7 +371,8 @@ def _failures(run: Run) -> dict[str, Any]:
     found = [case for case in found if case.image in slugs]
     k = analysis.values.columns.index(column)
     decimals = wording.decimals(column, list(analysis.values.cube[..., k].ravel()))
-    cases, used, left_out = [], 0, 0
+    cases: list[dict[str, Any]] = []
+    used, left_out = 0, 0
     # Of every loss one image first, then the second ones.
     for case in sorted(found, key=lambda case: case.kinds[0] is Kind.WORST):
         entry, rival = run.entry(case.loss), run.entry(case.rival) if case.rival else None
