@@ -1,17 +1,18 @@
 """Which pair to ask next: the one whose answer is expected to say most about the scale.
 
 A full design asks every pair equally often, also those of which everybody knows the answer by now. After one round of
-it, active selection asks where the answer is open and helps the whole scale. Two measures of "most":
+it, active selection asks where the answer is open and helps the whole scale. Two measures of what an answer is worth:
 
-- variance: by how much one answer is expected to lower the variance of the scale, summed over the methods (A-optimal
-  design). It saves votes where methods lie far apart, and is hardly behind the full design where they lie close.
+- variance: by how much it is expected to lower the variance of the scale, summed over the methods (A-optimal design).
+  It saves votes where methods lie far apart, and costs few where they lie close.
 - information: the mutual information between answer and scale (Ye and Doermann, "Active sampling for subjective image
   quality assessment", CVPR 2014; Mikhailiuk et al., "Active sampling for pairwise comparisons" (ASAP),
-  arXiv:2004.05691). It finds the order sooner, but not the distances: it turns away from a pair that chance has driven
-  apart, and so stretches the scale.
+  arXiv:2004.05691). It finds the order sooner, and the distances later.
 
-Both look at Laplace's posterior of the Thurstone model of `scaling.py`; ASAP's comes from message passing. What
-they save, and where they do not, `veridical study simulate` measures.
+Both look at Laplace's posterior of the Thurstone model of `scaling.py`; ASAP's comes from message passing. A pair is
+drawn by the fourth power of its worth. To take the worthiest each time, as those papers do, turns away from a pair that
+chance has driven apart, and so stretches the scale where methods lie close; it also asks all raters who are there at
+once the same. What is saved, and where nothing is, `veridical study simulate` measures.
 """
 
 import math
@@ -29,6 +30,9 @@ from veridical.study.scaling import SIGMA, fit, share, uncertainty
 PRIOR_JND = 1.0
 """Standard deviation of the prior for choosing pairs: how far apart methods usually are. The scale itself has a weaker
 one; with it a few votes would steer the choice too much."""
+
+POWER = 4.0
+"""A pair is drawn in proportion to its worth to this power: 0 is a random design, infinity takes the worthiest."""
 
 _WIDTH = math.sqrt(math.pi * math.log(2) / 2)  # of the bell that stands for the entropy of Φ(x), in units of x
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
@@ -87,13 +91,12 @@ def next_pair(
     rng: np.random.Generator,
     design: Design = Design.VARIANCE,
 ) -> tuple[int, int]:
-    """The pair to ask next: one that nobody was asked, else that whose answer is worth most. Takes a millisecond.
+    """The pair to ask next: one that nobody was asked, else one drawn by what its answer is worth. Takes a millisecond.
 
-    When several people answer at once, count a vote that is on its way as half a win for either side: otherwise all
-    are asked the same pair.
+    When several people answer at once, count a vote that is on its way as half a win for either side.
     Args:   wins: (M, M), how often row was preferred to column so far; not negative.
             allowed: (M, M) bool, the pairs that may be asked (either order); all when left out.
-            rng: chooses among pairs that are worth the same. design: what counts as most; not FULL.
+            rng: draws the pair. design: what an answer is worth; not FULL.
     Returns: (i, j) with i < j. Which one stands left is the caller's to draw.
     Errors: BadOption for fewer than two methods, counts that are no square of finite numbers, or nothing allowed.
     """
@@ -113,17 +116,19 @@ def next_pair(
     if not may.any():
         raise BadOption("no pair is allowed: there is none to ask.")
     unasked = may & (wins + wins.T == 0)
-    gain = unasked.astype(np.float64) if unasked.any() else np.where(may, expected_gain(wins, design), -np.inf)
-    i, j = _most(gain[None], rng)
+    worth = unasked.astype(np.float64) if unasked.any() else np.where(may, expected_gain(wins, design), 0.0)
+    i, j = _draw(worth[None], rng)
     return int(i[0]), int(j[0])
 
 
-def _most(gain: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """For each of (S, M, M) the pair with the most, by chance among those equal to it but for rounding: (S,), (S,)."""
-    flat = gain.reshape(len(gain), -1)
-    equal = flat > flat.max(1, keepdims=True) - 1e-9
-    chosen = (equal * (1 + random.random(flat.shape))).argmax(1)
-    return np.divmod(chosen, gain.shape[-1])
+def _draw(worth: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """From each of (S, M, M) a pair with i < j, in proportion to its worth to the power of POWER: (S,), (S,)."""
+    first, second = np.triu_indices(worth.shape[-1], 1)
+    flat = worth[:, first, second]
+    with np.errstate(divide="ignore"):
+        logs = POWER * np.log(np.maximum(flat, 0))
+    chosen = (logs + random.gumbel(size=flat.shape)).argmax(1)  # Gumbel's way to draw by logarithms
+    return first[chosen], second[chosen]
 
 
 # What it saves
@@ -211,7 +216,6 @@ def simulate(
     total = per_pair * pairs
     wins = np.zeros((repeats, size, size))
     every, q = np.arange(repeats), np.zeros((repeats, size))
-    forbidden = np.tril(np.ones((size, size), dtype=bool))
     truth = truth - truth.mean(1, keepdims=True)
     course: list[tuple[int, float, float, float]] = []
     for vote in range(total):
@@ -221,7 +225,7 @@ def simulate(
             i, j = first[turn[:, vote % pairs]], second[turn[:, vote % pairs]]
         else:
             q = fit(wins, prior_jnd=PRIOR_JND, start=q)
-            i, j = _most(np.where(forbidden, -np.inf, expected_gain(wins, design, q=q)), random)
+            i, j = _draw(expected_gain(wins, design, q=q), random)
         yes = random.random(repeats) < preferred[every, i, j]
         wins[every, np.where(yes, i, j), np.where(yes, j, i)] += 1
         if (vote + 1) * 2 // pairs > vote * 2 // pairs:

@@ -94,7 +94,8 @@ def lead(scale: Scale) -> str:
 def claims(scale: Scale) -> Claims:
     """Which differences the votes support and which they do not: of the first, of the last, and of all."""
     yes = [each for each in scale.differences if each.supported]
-    shown, not_shown = [], []
+    shown: list[str] = []
+    not_shown: list[str] = []
     ends = [("better", scale.placed[0].method, "is preferred to", "over")]
     if len(scale.placed) > 2:
         ends.append(("worse", scale.placed[-1].method, "is preferred less than", "below"))
