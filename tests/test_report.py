@@ -22,6 +22,7 @@ from veridical.comparison import charts, pictures, plane
 from veridical.comparison.failures import Kind, failures, judge
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
 from veridical.comparison.statistics import Column, Interval, Values, mean_interval
+from veridical.comparison.wording import claims, pill
 from veridical.core.errors import DataError
 
 METRICS = {
@@ -211,11 +212,12 @@ def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
     assert "By the score, pdl beats all 3 other losses (p < 0.001)." in supported
     assert "By PSNR, l2 beats all 3 other losses (p < 0.001)." in supported
     assert "pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS." in supported
-    assert "Supported: 12 images; p < 0.05 by a paired t-test and by Wilcoxon's signed-rank test" in first_screen(page)
+    basis = "Supported means p < 0.05 by both a paired t-test and Wilcoxon's signed-rank test over 12 images, each Holm"
+    assert basis in first_screen(page)
     assert "each loss was trained once, so the luck of a training is not measured; --seeds 3 would." in unsupported
     plain = verdict(read_run(run))
     assert plain.startswith("Use pdl. pdl has the highest aggregate score")
-    assert "\nSupported (12 images; " in plain
+    assert basis in plain
     assert "\n- By the score, pdl beats all 3 other losses (p < 0.001).\n" in plain
     assert "\nNot supported:\n- That this holds for another training: " in plain
     assert "<" not in plain.replace("p < ", "")
@@ -276,6 +278,21 @@ def test_one_image_that_outweighs_the_others_makes_the_tests_disagree(tmp_path):
     assert re.search(expected, parts(page)[1])
 
 
+def test_a_claim_names_whom_it_holds_against_and_whom_not(tmp_path):
+    """Five losses are one and the same but for noise, two are far worse."""
+    alike = {f"twin {i}": MEANS["l2"] for i in range(5)}
+    means = {"input": MEANS["input"], **alike, "bad": MEANS["input"], "worse": tuple(0.9 * v for v in MEANS["input"])}
+    run = read_run(make_run(tmp_path / "run", means=means, images=8, metrics=("psnr",)))
+    said = claims(run)
+    best = run.analysis.winner
+    assert said.supported[0] == f"By the score, {best} beats bad and worse (p < 0.001)."
+    assert re.fullmatch(
+        rf"By the score, {best} over (twin \d), (twin \d) and 2 more \(p ≥ 0\.\d+\)\.", said.unsupported[0]
+    )
+    assert not any(best in claim and "PSNR beats" in claim for claim in said.supported)  # the score is PSNR alone
+    assert pill(run)[1] == f"no significant lead over {'twin 0' if best != 'twin 0' else 'twin 1'} and 3 others"
+
+
 @pytest.mark.parametrize(("luck", "holds"), [(0.0, True), (0.05, False)])
 def test_several_seeds_say_whether_a_lead_holds_for_new_trainings(tmp_path, luck, holds):
     means = {"input": MEANS["input"], "l2": MEANS["l2"], "l1": (30.3, 0.909, 0.980, 0.245, 0.07)}
@@ -289,8 +306,9 @@ def test_several_seeds_say_whether_a_lead_holds_for_new_trainings(tmp_path, luck
     assert (f"That {winner} beats {other} is not shown to hold for new trainings" in page.text) != holds
     if holds:
         assert f"Use {winner} significant over 12 images and 3 trainings" in page.text
-        assert "Supported: 12 images × 3 trainings" in page.text
-        assert "It speaks for new images and new trainings" in page.text
+        assert "by both a t-test over 3 trainings and 12 images and Wilcoxon's signed-rank test over the" in page.text
+        assert "it then holds for new images and new trainings." in page.text
+        assert "Means over 12 images and 3 trainings." in page.text
     else:
         assert f"By the score, {winner} over {other}: so for these trainings" in parts(page)[1]
         assert ", but not for new ones (p = 0." in parts(page)[1]
@@ -351,9 +369,10 @@ def test_markdown_ends_with_what_is_supported(tmp_path):
     text = markdown(read_run(make_run(tmp_path / "run")))
     table_lines, _, words = text.partition("\n\n")
     assert all(line.startswith("|") for line in table_lines.splitlines())
-    assert words.startswith("Supported (12 images; p < 0.05 by a paired t-test")
+    assert words.startswith("Supported:\n- By the score, pdl beats all 3 other losses")
     assert "\n- By LPIPS, pdl beats all 3 other losses (p < 0.001).\n" in words
     assert "\nNot supported:\n- " in words
+    assert words.splitlines()[-1].startswith("Supported means p < 0.05")
 
 
 def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):
@@ -470,8 +489,13 @@ def test_hostile_names_are_escaped(tmp_path):
     means = {"input": MEANS["input"], evil: MEANS["pdl"], "l2": MEANS["l2"], "[red]x": MEANS["l2"]}
     names = ["</script><img src=x onerror=alert(2)>", 'a"b', "[bold]c", "d & e"]
     run = make_run(tmp_path / "run", means=means, names=names, notes=["<b onclick=x>note</b>"], failed=["<i>f</i>"])
+    about = json.loads((run / "comparison.json").read_text())
+    about["metrics"][0]["label"] = "psnr(<u>y</u>)"
+    (run / "comparison.json").write_text(json.dumps(about))
     html, page = report(run)
     assert "<script>alert" not in html
+    assert "<u>" not in html
+    assert "By PSNR (<u>y</u>), " in page.text
     assert "<img src=x" not in html
     assert "<b onclick" not in html
     assert "<i>f</i>" not in html
@@ -642,6 +666,9 @@ def test_the_page_works_in_a_browser(tmp_path):
         check=True,
     ).stdout
     assert '<div id="compare">' in shown  # no longer hidden: the script ran to its end
+    assert '<div class="controls" id="axes">' in shown
+    planes = re.findall(r'<figure class="plane" data-x="([^"]+)" data-y="([^"]+)"( hidden="")?>', shown)
+    assert [(x, y) for x, y, hidden in planes if not hidden] == [("PSNR", "LPIPS")]
     compare = shown[shown.index('<div id="compare">') :]
     assert re.search(r'<span class="tag l">input</span><span class="tag r">pdl</span>', compare)
     assert compare.count("translate(0%, 0%) scale(1)") >= 2

@@ -46,7 +46,7 @@ def table(run: Run, *, bold: bool = True) -> Table:
 
     Args:   bold: False marks the best value with a star instead, for a file or a pipe.
     """
-    title = Text(f"{wording.title(run)}: mean over {wording.count(run.images, 'image')}")
+    title = Text(f"{wording.title(run)}: mean over {wording.over(run)}")
     shown = Table(title=title, title_justify="left", caption_justify="left")
     shown.add_column("loss", overflow="fold", min_width=10)
     shown.add_column("score ↑", justify="right")
@@ -536,6 +536,7 @@ def write_report(run: Run) -> Path:
         supported=[_marked(claim) for claim in claims.supported],
         unsupported=[_marked(claim) for claim in claims.unsupported],
         basis=wording.basis(run),
+        over=wording.over(run),
         luck=wording.luck(run),
         seed_words=wording.seed_words(run),
         fewest=charts.FEWEST_FOR_SHAPE,

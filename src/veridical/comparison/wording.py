@@ -90,7 +90,8 @@ def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
 
 def _whom(some: Sequence[PairedTest], every: Sequence[PairedTest], name: Callable[[str], str]) -> str:
     if len(some) == len(every):
-        return name(some[0].loss) if len(some) == 1 else f"all {len(some)} other losses"
+        every_other = "both" if len(some) == 2 else f"all {len(some)}"
+        return name(some[0].loss) if len(some) == 1 else f"{every_other} other losses"
     most = len(some) if len(some) <= 3 else 2
     named = [name(t.loss) for t in some[:most]]
     return join([*named, f"{len(some) - most} more"] if len(some) > most else named)
@@ -147,6 +148,12 @@ def several_seeds(run: Run) -> bool:
     return len(run.analysis.values.seeds) > 1
 
 
+def over(run: Run) -> str:
+    """What the means are over."""
+    images = count(run.images, "image")
+    return f"{images} and {count(len(run.analysis.values.seeds), 'training')}" if several_seeds(run) else images
+
+
 def luck(run: Run) -> str:
     """What the run knows of the luck of a training."""
     seeds = len(run.analysis.values.seeds)
@@ -181,17 +188,17 @@ def seed_words(run: Run) -> list[str]:
 
 
 def basis(run: Run) -> str:
-    """What stands behind the claims: how many images and trainings, and which tests."""
-    over = f"{count(run.images, 'image')}"
-    if several_seeds(run):
-        over += f" × {len(run.analysis.values.seeds)} trainings"
-        return (
-            f"{over}; p < {LEVEL:g} by a t-test over trainings and images and by Wilcoxon's signed-rank test over "
-            "images, both Holm-corrected. It speaks for new images and new trainings"
+    """What it takes to be supported, and on how much of what."""
+    images = count(run.images, "image")
+    if not several_seeds(run):
+        tests = f"a paired t-test and Wilcoxon's signed-rank test over {images}, each Holm-corrected."
+    else:
+        trainings = count(len(run.analysis.values.seeds), "training")
+        tests = (
+            f"a t-test over {trainings} and {images} and Wilcoxon's signed-rank test over the images, each "
+            "Holm-corrected; it then holds for new images and new trainings."
         )
-    return (
-        f"{over}; p < {LEVEL:g} by a paired t-test and by Wilcoxon's signed-rank test over images, both Holm-corrected"
-    )
+    return f"Supported means p < {LEVEL:g} by both {tests}"
 
 
 def verdict(run: Run) -> str:
@@ -203,13 +210,11 @@ def verdict(run: Run) -> str:
 
 
 def written(run: Run) -> list[str]:
-    """The claims as lines of plain text."""
-    found, lines = claims(run), []
-    if found.supported:
-        lines += [f"Supported ({basis(run)}):", *(f"- {claim}" for claim in found.supported)]
-    if found.unsupported:
-        lines += ["Not supported:", *(f"- {claim}" for claim in found.unsupported)]
-    return lines
+    """The claims as lines of plain text, and what it takes to be supported."""
+    found = claims(run)
+    lines = ["Supported:", *(f"- {claim}" for claim in found.supported)] if found.supported else []
+    lines += ["Not supported:", *(f"- {claim}" for claim in found.unsupported)] if found.unsupported else []
+    return [*lines, basis(run)]
 
 
 def count(number: int, noun: str) -> str:
