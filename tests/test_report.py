@@ -675,6 +675,34 @@ def test_the_page_works_in_a_browser(tmp_path):
     assert re.search(r'<select id="right">.*?<option value="truth">truth</option>', compare)
 
 
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_reader_chooses_axes_and_metrics_at_any_width(tmp_path, width):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium to run the page's script")
+    means = {"input": MEANS["input"]} | {f"a rather long name of loss {i}": MEANS["l2"] for i in range(12)}
+    path = write_report(read_run(make_run(tmp_path / "run", means=means, images=5, seeds=(0, 1))))
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = opened.new_page(viewport={"width": width, "height": 800})
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(error))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # only tables scroll, by themselves
+        page.locator("#axes select").nth(0).select_option("SSIM")
+        page.locator("#axes select").nth(1).select_option("Sharpness Q")
+        (shown,) = [plane for plane in page.locator("figure.plane").all() if plane.is_visible()]
+        assert (shown.get_attribute("data-x"), shown.get_attribute("data-y")) == ("SSIM", "Sharpness Q")
+        assert [chart.is_visible() for chart in shown.locator("svg.chart").all()] == [width > 640, width <= 640]
+        page.locator("label", has_text=re.compile("^LPIPS$")).click()
+        assert page.locator(".panel h3:visible").all_inner_texts() == ["LPIPS ↓ over 5 images and 2 trainings"]
+        page.keyboard.press("ArrowLeft")
+        assert page.locator(".panel h3:visible").all_inner_texts() == ["MS-SSIM ↑ over 5 images and 2 trainings"]
+        opened.close()
+    assert not wrong
+
+
 def test_the_most_detailed_window_is_chosen():
     truth = np.full((400, 500, 3), 128, dtype=np.uint8)
     truth[180:330, 290:440] = np.random.default_rng(0).integers(0, 256, (150, 150, 3))
