@@ -58,16 +58,16 @@ _number = count()
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request):
-    """None, for the SQLite file of the study; the URL of an empty database in a real PostgreSQL."""
+    """None, for the SQLite file of the study; the URL of an empty schema in a real PostgreSQL."""
     if request.param == "sqlite":
         return None
     server_url = request.getfixturevalue("postgresql_url")
     name = f"study{next(_number)}"
     engine = sa.create_engine(server_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     engine.dispose()
-    return server_url.replace("/postgres?", f"/{name}?")
+    return f"{server_url}&options=-csearch_path%3D{name}"
 
 
 @pytest.fixture

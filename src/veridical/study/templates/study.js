@@ -211,10 +211,12 @@ const view = { scale: 1, x: 0, y: 0 };    // screen pixels for one of the image;
 const stages = () => document.querySelectorAll(".stage");
 const size = () => { const img = document.querySelector(".stage img"); return img ? [img.naturalWidth, img.naturalHeight] : [1, 1]; };
 
+const frames = () => [...stages()].map((stage) => stage.getBoundingClientRect());
+
 /* The largest scale at which the whole image is seen in each stage; a small image grows by whole numbers only. */
 function fit() {
   const [w, h] = size();
-  const scale = Math.min(...[...stages()].map((stage) => Math.min(stage.clientWidth / w, stage.clientHeight / h)));
+  const scale = Math.min(...frames().map((frame) => Math.min(frame.width / w, frame.height / h)));
   return scale >= 1 ? Math.floor(scale) : scale;
 }
 
@@ -228,22 +230,25 @@ function draw() {
   const [w, h] = size();
   const least = fit();
   view.scale = Math.min(Math.max(view.scale, least), Math.max(MOST_ZOOM, least));
-  const narrow = Math.min(...[...stages()].map((stage) => stage.clientWidth));
-  const low = Math.min(...[...stages()].map((stage) => stage.clientHeight));
+  const narrow = Math.min(...frames().map((frame) => frame.width));
+  const low = Math.min(...frames().map((frame) => frame.height));
   view.x = inside(view.x, narrow / 2 / view.scale, w);
   view.y = inside(view.y, low / 2 / view.scale, h);
   for (const stage of stages()) {
     const img = stage.firstElementChild;
     if (!img) continue;
-    const left = stage.clientWidth / 2 - view.x * view.scale;
-    const top = stage.clientHeight / 2 - view.y * view.scale;
-    const whole = view.scale === least;      // whole pixels, lest a still image be blurred by half a pixel
-    img.style.transform = `translate(${whole ? Math.round(left) : left}px, ${whole ? Math.round(top) : top}px) scale(${view.scale})`;
+    const frame = stage.getBoundingClientRect();
+    const left = onPixel(frame.left + frame.width / 2 - view.x * view.scale) - frame.left;
+    const top = onPixel(frame.top + frame.height / 2 - view.y * view.scale) - frame.top;
+    img.style.transform = `translate(${left}px, ${top}px) scale(${view.scale})`;
     img.classList.toggle("crisp", view.scale >= 2);
     stage.classList.toggle("zoomed", view.scale > least);
   }
   $("zoom-fit").textContent = `${Math.round(view.scale * 100)} %`;
 }
+
+/* To a pixel of the screen: an image that begins between two would be blurred. */
+const onPixel = (at) => Math.round(at * devicePixelRatio) / devicePixelRatio;
 
 const inside = (at, half, length) => (2 * half >= length ? length / 2 : Math.min(Math.max(at, half), length - half));
 
@@ -264,7 +269,8 @@ function move(dx, dy) {
 
 function watch(stage) {
   const down = new Map();
-  let tapped = 0;
+  let tapped = 0;            // when
+  let still = false;         // one finger came down, and has not moved since
   const middle = (event) => {
     const box = stage.getBoundingClientRect();
     return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
@@ -272,9 +278,11 @@ function watch(stage) {
   stage.addEventListener("pointerdown", (event) => {
     stage.setPointerCapture(event.pointerId);
     down.set(event.pointerId, event);
+    still = down.size === 1;
   });
   stage.addEventListener("pointermove", (event) => {
     if (!down.has(event.pointerId)) return;
+    still = still && Math.hypot(event.movementX, event.movementY) < 4;
     const before = [...down.values()];
     const was = down.get(event.pointerId);
     down.set(event.pointerId, event);
@@ -287,9 +295,8 @@ function watch(stage) {
     zoom(span(now) / Math.max(1, span(before)), (ax + bx) / 2, (ay + by) / 2);
   });
   const up = (event) => {
-    const began = down.get(event.pointerId);
     down.delete(event.pointerId);
-    if (!began || event.type === "pointercancel" || event.pointerType === "mouse") return;
+    if (!still || event.type === "pointercancel" || event.pointerType === "mouse") { tapped = 0; return; }
     const now = performance.now();
     if (now - tapped < 300) { toggle(...middle(event)); tapped = 0; } else tapped = now;
   };
