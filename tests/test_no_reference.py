@@ -69,7 +69,7 @@ def matlab_niqe_features(grey: np.ndarray) -> np.ndarray:
         mean = ndimage.correlate(grey, window, mode="nearest")
         deviation = np.sqrt(np.abs(ndimage.correlate(grey**2, window, mode="nearest") - mean**2))
         contrast = (grey - mean) / (deviation + 1)
-        contrast[np.abs(contrast) < 1e-9] = 0  # rounding, where all is one value
+        contrast[np.abs(contrast) < 1e-9] = 0  # where all is one value: rounding
         rows = []
         for left in range(0, grey.shape[1], size):
             for top in range(0, grey.shape[0], size):

@@ -21,6 +21,9 @@ from veridical.measures.scene_statistics import (
 SCALES = 2
 FEATURES = 18 * SCALES
 LEAST_PX = 16
+# In every public version the contrast of saturated parts is a rounding error, which counts as below or above 0. Where it
+# counts as neither, as it should, Kodak's photographs change by up to 2; so it is one of a settled sign.
+FLAT = -1e-13
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: along, down and the two diagonals
 
 # The least and the greatest of each feature over the images that the regression was trained on: with these its inputs
@@ -72,7 +75,7 @@ def brisque_features(image: Tensor) -> Tensor:
     for scale in range(SCALES):
         if scale:
             grey = resize(grey.double(), Fraction(1, 2))
-        contrast = torch.cat([normalised_contrast(grey, rows) for rows in strips_of(grey)], dim=2)
+        contrast = torch.cat([normalised_contrast(grey, rows, flat=FLAT) for rows in strips_of(grey)], dim=2)
         features += gaussian_shape(_moments(contrast))
         for shift in NEIGHBOURS:
             shape, left, right = asymmetric_shape(_moments(contrast, shift))

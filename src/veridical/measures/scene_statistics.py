@@ -35,11 +35,12 @@ def strips_of(image: Tensor, step: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
-def normalised_contrast(grey: Tensor, rows: slice | None = None, *, border: str = "zero") -> Tensor:
+def normalised_contrast(grey: Tensor, rows: slice | None = None, *, border: str = "zero", flat: float = 0.0) -> Tensor:
     """(x - mean) / (deviation + 1) with the local mean and deviation in a 7x7 Gaussian window: MSCN coefficients.
 
     Shapes: (N, 1, H, W) in 0-255 -> (N, 1, rows, W), float64.
-    Args:   rows: those that are wanted, by default all. border: "zero", as MATLAB's filter2, or "replicate".
+    Args:   rows: those that are wanted, by default all. border: "zero", as MATLAB's filter2, or "replicate". flat: the difference where
+            all of the window is one value. The fits below count signs, so that -1e-13 is not 0 to them.
     """
     rows = slice(0, grey.shape[-2]) if rows is None else rows
     above, below = max(0, MARGIN - rows.start), max(0, rows.stop + MARGIN - grey.shape[-2])
@@ -48,9 +49,8 @@ def normalised_contrast(grey: Tensor, rows: slice | None = None, *, border: str 
     taps = gaussian_window(WINDOW, SIGMA_PX)
     mean, square = (slide(slide(image, taps, -1), taps, -2) for image in (padded, padded.square()))
     difference = padded[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN] - mean
-    # Where all is one value, rounding leaves 1e-14 of a sign that depends on the order of adding up, and the fits below
-    # count signs.
-    difference = torch.where(difference.abs() < NOTHING, 0.0, difference)
+    # There rounding leaves 1e-14 of a sign that depends on the order of adding up, and so on the device.
+    difference = torch.where(difference.abs() < NOTHING, flat, difference)
     return difference / ((square - mean.square()).abs().sqrt() + 1)
 
 
