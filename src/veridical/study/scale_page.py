@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 from veridical import __version__
 from veridical.comparison import charts
 from veridical.comparison.statistics import LEVEL
-from veridical.comparison.wording import Claims, count, join, p_text
+from veridical.comparison.wording import count, join, p_text
 from veridical.core.files import atomic_write
 from veridical.study.scaling import Difference, Scale, share
 
@@ -22,6 +22,14 @@ MOST_RATERS = 40
 _MOST_ROWS = 20  # unusable rows on the page
 _CHARACTER_PX = 7.2
 _WIDE, _NARROW = 760, 350
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The sentences of the first screen."""
+
+    supported: tuple[str, ...]
+    unsupported: tuple[str, ...]
 
 
 @dataclass(frozen=True)
