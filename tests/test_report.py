@@ -198,9 +198,10 @@ def first_screen(page):
 
 
 def parts(page):
-    """What the first screen says is supported, and what is not."""
-    before, _, unsupported = first_screen(page).partition(" Not supported ")
-    return before.partition(" Supported ")[2], unsupported
+    """What the first screen says is supported, is found by one test alone, and is not supported."""
+    rest, _, unsupported = first_screen(page).partition(" Not supported ")
+    rest, _, disputed = rest.partition(" By one test alone ")
+    return rest.partition(" Supported ")[2], disputed, unsupported
 
 
 def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
@@ -208,10 +209,10 @@ def test_first_screen_names_the_winner_its_margin_and_the_evidence(tmp_path):
     _, page = report(run)
     assert "Which loss should I use? Use pdl significant over 12 images" in first_screen(page)
     assert re.search(r"pdl has the highest aggregate score, 0\.9\d\d; next is .* a margin of 0\.[23]\d\d\.", page.text)
-    supported, unsupported = parts(page)
+    supported, _, unsupported = parts(page)
     assert "By the score, pdl beats all 3 other losses (p < 0.001)." in supported
     assert "By PSNR, l2 beats all 3 other losses (p < 0.001)." in supported
-    assert "pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS." in supported
+    assert "pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS (p < 0.001)." in supported
     basis = "Supported means p < 0.05 by both a paired t-test and Wilcoxon's signed-rank test over 12 images, each Holm"
     assert basis in first_screen(page)
     assert "each loss was trained once, so the luck of a training is not measured; --seeds 3 would." in unsupported
@@ -229,7 +230,7 @@ def test_says_when_the_lead_is_not_significant(tmp_path):
     _, page = report(run)
     winner, other = ("l1", "l2") if "Use l1" in verdict(read_run(run)) else ("l2", "l1")
     assert f"Use {winner} no significant lead over {other}" in page.text
-    supported, unsupported = parts(page)
+    supported, _, unsupported = parts(page)
     assert re.search(rf"By the score, {winner} over {other} \(p = [\d.]+\)\.", unsupported)
     assert "By the score" not in supported
 
@@ -238,8 +239,8 @@ def test_few_images_are_not_enough_for_ranks_and_the_page_says_so(tmp_path):
     """All four agree, which is p = 1/16 of Wilcoxon's test, whatever the t-test says."""
     run = make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl")}, images=4)
     _, page = report(run)
-    said = "By LPIPS, pdl over l2: the t-test finds it (p < 0.001), Wilcoxon's cannot with only 4 images."
-    assert said in first_screen(page)
+    said = "By LPIPS, pdl beats l2: the t-test finds it (p < 0.001), Wilcoxon's cannot with only 4 images."
+    assert said in parts(page)[1]
     assert "Use pdl the tests disagree on the lead over l2" in page.text
     assert "it cannot go below 0.062" in page.text
     assert f"- {said}" in verdict(read_run(run))
@@ -273,7 +274,7 @@ def test_one_image_that_outweighs_the_others_makes_the_tests_disagree(tmp_path):
     assert test.wilcoxon_corrected < 0.05
     _, page = report(run)
     expected = (
-        r"By LPIPS, pdl over l2: Wilcoxon's test finds it \(p = 0\.0\d+\), the t-test does not \(p = 0\.[\d]+\)\."
+        r"By LPIPS, pdl beats l2: Wilcoxon's test finds it \(p = 0\.0\d+\), the t-test does not \(p = 0\.[\d]+\)\."
     )
     assert re.search(expected, parts(page)[1])
 
@@ -310,8 +311,8 @@ def test_several_seeds_say_whether_a_lead_holds_for_new_trainings(tmp_path, luck
         assert "it then holds for new images and new trainings." in page.text
         assert "Means over 12 images and 3 trainings." in page.text
     else:
-        assert f"By the score, {winner} over {other}: so for these trainings" in parts(page)[1]
-        assert ", but not for new ones (p = 0." in parts(page)[1]
+        assert f"By the score, {winner} beats {other}: true of these trainings (Wilcoxon p" in parts(page)[1]
+        assert ", not shown for new ones (p = 0." in parts(page)[1]
     assert "Pictures are of the first training of each loss" in page.text
     assert "5, 6, 7" in page.text[page.text.rindex("Provenance") :]
 
@@ -339,8 +340,9 @@ def test_one_image_cannot_be_tested(tmp_path):
     assert "With only one evaluated image, chance cannot be tested." in page.text
     assert "cannot be tested: only one image" in page.text
     assert "Only 1 image evaluated" in page.text
-    assert "By the score, pdl over all 3 other losses cannot be tested: only one image." in parts(page)[1]
-    assert "That pdl improves on the degraded input: there is only one image." in parts(page)[1]
+    assert "By the score, pdl over all 3 other losses cannot be tested: only one image." in parts(page)[2]
+    reason = "That pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS cannot be tested: only one image."
+    assert reason in parts(page)[2]
     assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
     assert "NaN" not in html
 
@@ -350,7 +352,9 @@ def test_one_loss_is_nothing_to_choose_between_but_is_held_against_the_input(tmp
     _, page = report(run)
     said = verdict(read_run(run))
     assert said.startswith("pdl is the only loss with a result: whether another would do better is not known.\n")
-    assert "- pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS." in said.partition("Not supported")[0]
+    assert (
+        "- pdl improves on the degraded input by PSNR, MS-SSIM and LPIPS (p < 0.001)." in said.partition("Not supported")[0]
+    )
     assert "Use pdl not tested" in page.text
     assert "Who beats whom" not in page.text
     assert "furthest behind" not in page.text.partition("Where each loss fails")[2].partition("Nothing here")[2]

@@ -43,10 +43,20 @@ def support(test: PairedTest) -> Support:
 
 @dataclass(frozen=True)
 class Claims:
-    """The sentences of the first screen."""
+    """The sentences of the first screen, by what the tests say of them."""
 
     supported: tuple[str, ...]
+    disputed: tuple[str, ...]
     unsupported: tuple[str, ...]
+
+    @property
+    def titled(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Title and sentences of the three groups."""
+        return (
+            ("Supported", self.supported),
+            ("By one test alone", self.disputed),
+            ("Not supported", self.unsupported),
+        )
 
 
 def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
@@ -59,33 +69,40 @@ def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
     subjects = [("the score", analysis.winner, analysis.tests)]
     if len(analysis.score.columns) > 1:
         subjects += [(m.column.label, m.best, m.tests) for m in analysis.metrics if m.column in analysis.score.columns]
-    shown, not_shown = [], []
+    found: dict[Support, list[str]] = {kind: [] for kind in Support}
     for by, best, tests in subjects:
-        groups = {kind: [t for t in tests if support(t) is kind] for kind in Support}
-        if yes := groups[Support.YES]:
-            whom = _whom(yes, tests, name)
-            p = max(t.corrected for t in yes if t.corrected is not None)
-            shown.append(f"By {by}, {name(best)} beats {whom} ({_at_most(p, len(yes))}).")
-        if no := groups[Support.NO]:
-            p = min(t.corrected for t in no if t.corrected is not None)
-            not_shown.append(f"By {by}, {name(best)} over {_whom(no, tests, name)} ({_at_least(p, len(no))}).")
-        if disputed := groups[Support.DISPUTED]:
-            not_shown.append(
-                f"By {by}, {name(best)} over {_whom(disputed, tests, name)}: {_dispute(run, disputed, len(tests))}."
-            )
-        if untested := groups[Support.UNTESTED]:
-            whom = _whom(untested, tests, name)
-            not_shown.append(f"By {by}, {name(best)} over {whom} cannot be tested: {untested[0].reason}.")
-    better, not_better = _over_input(run)
-    if INPUT in analysis.values.losses and run.images == 1:
-        not_shown.append(f"That {name(analysis.winner)} improves on the degraded input: there is only one image.")
-    if better:
-        shown.append(f"{name(analysis.winner)} improves on the degraded input by {join(better)}.")
-    if not_better:
-        not_shown.append(f"That {name(analysis.winner)} improves on the degraded input by {join(not_better)}.")
+        for kind, some in _grouped(tests).items():
+            verb = "beats" if kind in (Support.YES, Support.DISPUTED) else "over"
+            whom = _whom(some, tests, name)
+            found[kind].append(f"By {by}, {name(best)} {verb} {whom}{_because(run, kind, some, len(tests))}.")
+    tests = _over_input(run)
+    for kind, some in _grouped(tests).items():
+        that = "" if kind in (Support.YES, Support.DISPUTED) else "That "
+        by = join([test.loss for test in some])
+        said = f"{that}{name(analysis.winner)} improves on the degraded input by {by}"
+        found[kind].append(f"{said}{_because(run, kind, some, len(tests))}.")
+    unsupported = [*found[Support.NO], *found[Support.UNTESTED]]
     if not several_seeds(run):
-        not_shown.append(f"That this holds for another training: {luck(run)}")
-    return Claims(tuple(shown), tuple(not_shown))
+        unsupported.append(f"That this holds for another training: {luck(run)}")
+    return Claims(tuple(found[Support.YES]), tuple(found[Support.DISPUTED]), tuple(unsupported))
+
+
+def _grouped(tests: Sequence[PairedTest]) -> dict[Support, list[PairedTest]]:
+    """The tests by what they say; no empty group."""
+    groups = {kind: [test for test in tests if support(test) is kind] for kind in Support}
+    return {kind: some for kind, some in groups.items() if some}
+
+
+def _because(run: Run, kind: Support, tests: Sequence[PairedTest], of: int) -> str:
+    """What a claim about these tests rests on. of: how many were made with them."""
+    if kind is Support.UNTESTED:
+        return f" cannot be tested: {tests[0].reason}"
+    if kind is Support.DISPUTED:
+        return f": {_dispute(run, tests, of)}"
+    p_values = [test.corrected for test in tests if test.corrected is not None]
+    if kind is Support.YES:
+        return f" ({_at_most(max(p_values), len(tests))})"
+    return f" ({_at_least(min(p_values), len(tests))})"
 
 
 def _whom(some: Sequence[PairedTest], every: Sequence[PairedTest], name: Callable[[str], str]) -> str:
@@ -119,28 +136,25 @@ def _dispute(run: Run, tests: Sequence[PairedTest], of: int) -> str:
     if test.significant:
         return f"the t-test finds it{t}, Wilcoxon's does not{w}"
     if several_seeds(run):
-        return f"so for these trainings{w.replace('p', 'Wilcoxon p', 1)}, but not for new ones{t}"
+        return f"true of these trainings{w.replace('p', 'Wilcoxon p', 1)}, not shown for new ones{t}"
     return f"Wilcoxon's test finds it{w}, the t-test does not{t}"
 
 
-def _over_input(run: Run) -> tuple[list[str], list[str]]:
-    """By which of the score's metrics the winner is significantly better than the degraded input, and by which not."""
+def _over_input(run: Run) -> tuple[PairedTest, ...]:
+    """The winner against the degraded input by each metric of the score, whose label stands for the loss; corrected for
+    that many metrics."""
     analysis, values = run.analysis, run.analysis.values
-    if INPUT not in values.losses or run.images < 2:
-        return [], []
+    if INPUT not in values.losses:
+        return ()
     tests = []
     for column in analysis.score.columns:
         k, sign = values.columns.index(column), 1.0 if column.higher_is_better else -1.0
         pair = {loss: sign * values.seeds_of(loss)[..., k] for loss in (analysis.winner, INPUT)}
-        tests.append(against_the_rest(pair, analysis.winner)[0])
+        tests.append(replace(against_the_rest(pair, analysis.winner)[0], loss=column.label))
     corrected = zip(holm([test.p for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
-    kinds = [
-        support(replace(test, corrected=p, wilcoxon_corrected=rank))
-        for test, (p, rank) in zip(tests, corrected, strict=True)
-    ]
-    labels = [column.label for column in analysis.score.columns]
-    yes = [label for label, kind in zip(labels, kinds, strict=True) if kind is Support.YES]
-    return yes, [label for label in labels if label not in yes]
+    return tuple(
+        replace(test, corrected=p, wilcoxon_corrected=rank) for test, (p, rank) in zip(tests, corrected, strict=True)
+    )
 
 
 def several_seeds(run: Run) -> bool:
@@ -211,9 +225,10 @@ def verdict(run: Run) -> str:
 
 def written(run: Run) -> list[str]:
     """The claims as lines of plain text, and what it takes to be supported."""
-    found = claims(run)
-    lines = ["Supported:", *(f"- {claim}" for claim in found.supported)] if found.supported else []
-    lines += ["Not supported:", *(f"- {claim}" for claim in found.unsupported)] if found.unsupported else []
+    lines = []
+    for title, sentences in claims(run).titled:
+        if sentences:
+            lines += [f"{title}:", *(f"- {sentence}" for sentence in sentences)]
     return [*lines, basis(run)]
 
 
