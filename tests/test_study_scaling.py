@@ -430,9 +430,11 @@ def test_a_rater_who_clicks_at_random_stands_out():
 
 def test_a_method_that_is_compared_with_itself_is_pointed_out():
     rows = simulated(TRUTH) + [{"image": "barn", "method_1": "l1", "method_2": "l1", "result": 1}] * 9
-    made = scale(votes_from_rows(rows))
-    assert made.notes[0].startswith("9 of 639 rows could not be used")
-    assert "l1 is compared with itself in 9 rows" in made.notes[1]
+    votes = votes_from_rows(rows)
+    notes = scale(votes).notes
+    assert notes[0].startswith("9 of 639 rows could not be used")
+    assert "l1 is compared with itself in 9 rows" in notes[1]
+    assert len(scale(votes.without(["l1"])).notes) == 1
 
 
 # The real votes

@@ -481,7 +481,7 @@ def _about_rows(votes: Votes) -> list[str]:
     for why in sorted(set(themselves)):
         number = themselves.count(why)
         name = why.removeprefix("method ").removesuffix(" is compared with itself")
-        if number >= 5:
+        if number >= 5 and name in votes.methods:  # it may have been left out since
             notes.append(
                 f"{name} is compared with itself in {number} rows: have two methods been given one number? Its place "
                 "would then be a mixture of both."
