@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -59,7 +60,7 @@ class Load:
 
 
 def made_up_study(
-    folder: Path, *, methods: int = 4, images: int = 3, size: tuple[int, int] = (48, 64), **options: int
+    folder: Path, *, methods: int = 4, images: int = 3, size: tuple[int, int] = (48, 64), **options: Any
 ) -> Path:
     """A study of random textures, each method smoother than the one before; gives its folder.
 

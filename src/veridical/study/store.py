@@ -366,7 +366,7 @@ class Store:
         if not given:
             return False
         rng = random.Random(f"{self.design.seed} {rater} {len(asked)}")
-        trials = [
+        trials: list[dict[str, Any]] = [
             {"slot": slot, "image": c.image, "left": c.left, "right": c.right, "screening": 0} for slot, c in given
         ]
         for number in range(self.design.screening):
