@@ -21,8 +21,8 @@ from veridical.measures.scene_statistics import (
 SCALES = 2
 FEATURES = 18 * SCALES
 LEAST_PX = 16
-# In every public version the contrast of saturated parts is a rounding error, which counts as below or above 0. Where it
-# counts as neither, as it should, Kodak's photographs change by up to 2; so it is one of a settled sign.
+# In every public version the contrast of saturated parts is a rounding error, which counts as below or above 0. If it
+# counts as neither, as it should, Kodak's photographs change by up to 2; so it is one, of a settled sign.
 FLAT = -1e-13
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: along, down and the two diagonals
 

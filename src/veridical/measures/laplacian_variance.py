@@ -18,7 +18,7 @@ def laplacian_variance(image: Tensor) -> Tensor:
     Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 2 -> (N,), float64. RGB is taken to BT.601 luma; both are rounded to
             8 bits. The kernel is 0 1 0 / 1 -4 1 / 0 1 0 and the border is mirrored without its edge pixel:
             OpenCV's `Laplacian(grey, CV_64F).var()`.
-    Range:  [0, 1040400], in squared levels of 255; Kodak's photographs have 100 to 3000. 0 for a flat image.
+    Range:  [0, 1040400], in squared levels of 255; Kodak's photographs have 400 to 4700. 0 for a flat image.
     Source: Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548.
     """
     check_image(image, "laplacian-variance", min_size=LEAST_PX, channels=(1, 3))

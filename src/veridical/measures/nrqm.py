@@ -34,7 +34,7 @@ _DIAGONAL = ((1, (1,)), (2, (2, 3)), (3, (2, 3, 4)), (4, range(3, 7)), (5, range
 def nrqm(image: Tensor, model: Mapping[str, Tensor]) -> Tensor:
     """The quality that people would give a super-resolved image, by three forests on its statistics; higher is better.
 
-    No reference. It was learned from 1620 images of nine methods of 2013 to 2016, at 50 people's scores.
+    No reference. It was learned from 50 people's scores of 1620 images, of nine methods of before 2017.
 
     Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 84 -> (N,), float64. RGB is taken to BT.601 luma; both are rounded
             to 8 bits, as MATLAB's rgb2gray does.
@@ -57,7 +57,7 @@ def perceptual_index(image: Tensor, pristine: Mapping[str, Tensor], model: Mappi
     """PI = ((10 - NRQM) + NIQE) / 2; lower is better. No reference.
 
     Shapes: (N, 1 or 3, H, W) in [0, 1], H and W >= 96 with two whole blocks, see `niqe` -> (N,), float64.
-    Range:  about 0 to 10 and above; photographs have 2 to 3. NaN where either of them is.
+    Range:  about 0 to 10 and above. NaN where either of them is.
     Args:   pristine: see `niqe`. model: see `nrqm`.
     Source: Blau et al. 2018, arXiv:1809.07517 (the PIRM challenge), where it is measured on MATLAB's Y, 4 px cut away.
     """

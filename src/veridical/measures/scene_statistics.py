@@ -39,8 +39,9 @@ def normalised_contrast(grey: Tensor, rows: slice | None = None, *, border: str 
     """(x - mean) / (deviation + 1) with the local mean and deviation in a 7x7 Gaussian window: MSCN coefficients.
 
     Shapes: (N, 1, H, W) in 0-255 -> (N, 1, rows, W), float64.
-    Args:   rows: those that are wanted, by default all. border: "zero", as MATLAB's filter2, or "replicate". flat: the difference where
-            all of the window is one value. The fits below count signs, so that -1e-13 is not 0 to them.
+    Args:   rows: those that are wanted, by default all. border: "zero", as MATLAB's filter2, or "replicate".
+            flat: the difference where all of the window is one value. The fits below count signs, so that -1e-13 is
+            not 0 to them.
     """
     rows = slice(0, grey.shape[-2]) if rows is None else rows
     above, below = max(0, MARGIN - rows.start), max(0, rows.stop + MARGIN - grey.shape[-2])
