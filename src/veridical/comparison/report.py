@@ -310,13 +310,14 @@ def _tested(summary: MetricSummary, test: PairedTest | None) -> dict[str, str] |
     """The cells of one loss's comparison with the best one; None for the best one and the degraded input."""
     if test is None:
         return None
-    behind = test.difference
+    behind, found = test.difference, wording.support(test)
     return {
         "behind": _interval(summary, behind.value, behind.low, behind.high)["value"],
         "t": _bare(test.corrected),
         "wilcoxon": _bare(test.wilcoxon_corrected),
         "effect": "–" if test.effect is None else f"{test.effect:.2f}",
-        "support": wording.support(test),
+        "word": str(found),
+        "kind": _CLASSES[found],
     }
 
 
