@@ -266,8 +266,7 @@ def written_out_vif(reference: np.ndarray, distorted: np.ndarray, filters: dict[
                 c = np.cov(around[at].ravel(), beside[at].ravel(), bias=True)
                 gain = c[0, 1] / c[0, 0]
                 error = c[1, 1] - gain * c[0, 1]
-                if gain < 0:
-                    gain, error = 0.0, c[1, 1] * window**2  # as in vifvec: the sum, not the mean
+                gain = max(gain, 0.0)
                 block = y[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel()
                 strength = block @ inverse @ block / 9
                 kept += np.log2(1 + gain**2 * strength * spread / (error + 0.4)).sum()

@@ -65,17 +65,12 @@ def vif(prediction: Tensor, target: Tensor, *, variant: Variant = "wavelet") -> 
 def _channel(
     covariance: Tensor, variance: Tensor, of_prediction: Tensor, *, count: int, faintest: float
 ) -> tuple[Tensor, Tensor]:
-    """The least squares fit prediction = gain * target + error: gain >= 0 and the error's variance.
-
-    The three are sums over `count` pixels. Where there is nothing to fit, the authors' code keeps the sum itself.
-    """
+    """The least squares fit prediction = gain * target + error: gain >= 0 and the error's variance, which matters only
+    where there is a gain. The three are sums over `count` pixels."""
     gain = covariance / (variance + faintest)
     error = (of_prediction - gain * covariance) / count
-    none, lost = variance < faintest, of_prediction < faintest
-    error = torch.where(none | (gain < 0), of_prediction, error)
-    gain = torch.where(none | lost | (gain < 0), 0.0, gain)
-    error = torch.where(lost, 0.0, error)
-    return gain, error.clamp(min=faintest)
+    nothing = (variance < faintest) | (of_prediction < faintest) | (gain < 0)
+    return torch.where(nothing, 0.0, gain), error.clamp(min=faintest)
 
 
 # ---- the paper's ----
