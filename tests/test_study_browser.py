@@ -217,6 +217,7 @@ def test_zoom_and_movement_are_the_same_in_all_three(browser, shared):
         begin(page, shared[1])
         whole = assert_together(page)
         page.keyboard.press("+")
+        assert page.inner_text("#zoom-fit") == "200 %"
         page.keyboard.press("+")
         assert assert_together(page) == pytest.approx((4, 160, 120), abs=1 / 8)  # half a pixel of the screen
         page.keyboard.press("Shift+ArrowRight")
@@ -255,6 +256,7 @@ def test_two_fingers_zoom_all_three(browser, shared):
     with person(browser, **PHONE) as page:
         begin(page, shared[1])
         scale = assert_together(page)[0]
+        assert scale == 0.5  # two pixels of the screen for one of the page: pixel for pixel
         box = page.locator(".stage[data-what=left]").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         touch = page.context.new_cdp_session(page)

@@ -206,18 +206,20 @@ async function enter() {
 
 // ---- zoom: one view for all three images ----
 
-const view = { scale: 1, x: 0, y: 0 };    // screen pixels for one of the image; the point of the image in the middle
+const view = { scale: 1, x: 0, y: 0 };    // CSS pixels for one of the image; the point of the image in the middle
 
 const stages = () => document.querySelectorAll(".stage");
 const size = () => { const img = document.querySelector(".stage img"); return img ? [img.naturalWidth, img.naturalHeight] : [1, 1]; };
 
 const frames = () => [...stages()].map((stage) => stage.getBoundingClientRect());
 
-/* The largest scale at which the whole image is seen in each stage; a small image grows by whole numbers only. */
+/* The largest scale at which the whole image is seen in each stage. An image with room to spare is shown pixel for pixel, or
+   grows by whole numbers: anything else would blur it. */
 function fit() {
   const [w, h] = size();
   const scale = Math.min(...frames().map((frame) => Math.min(frame.width / w, frame.height / h)));
-  return scale >= 1 ? Math.floor(scale) : scale;
+  const dots = scale * devicePixelRatio;        // pixels of the screen for one of the image
+  return dots >= 1 ? Math.floor(dots) / devicePixelRatio : scale;
 }
 
 function reset() {
@@ -241,10 +243,10 @@ function draw() {
     const left = onPixel(frame.left + frame.width / 2 - view.x * view.scale) - frame.left;
     const top = onPixel(frame.top + frame.height / 2 - view.y * view.scale) - frame.top;
     img.style.transform = `translate(${left}px, ${top}px) scale(${view.scale})`;
-    img.classList.toggle("crisp", view.scale >= 2);
+    img.classList.toggle("crisp", view.scale * devicePixelRatio >= 2);
     stage.classList.toggle("zoomed", view.scale > least);
   }
-  $("zoom-fit").textContent = `${Math.round(view.scale * 100)} %`;
+  $("zoom-fit").textContent = `${Math.round(view.scale * devicePixelRatio * 100)} %`;
 }
 
 /* To a pixel of the screen: an image that begins between two would be blurred. */
@@ -259,6 +261,12 @@ function zoom(factor, dx = 0, dy = 0) {
   view.x += dx / before - dx / view.scale;
   view.y += dy / before - dy / view.scale;
   draw();
+}
+
+/* To the next of 25 %, 50 %, 100 %, 200 %, ... */
+function step(up) {
+  const level = Math.log2(view.scale * devicePixelRatio);
+  zoom(2 ** ((up ? Math.floor(level + 1.01) : Math.ceil(level - 1.01)) - level));
 }
 
 function move(dx, dy) {
@@ -317,17 +325,17 @@ function toggle(dx, dy) {
 
 const KEYS = {
   ArrowLeft: () => choose(1), 1: () => choose(1), ArrowRight: () => choose(2), 2: () => choose(2),
-  "+": () => zoom(2), "=": () => zoom(2), "-": () => zoom(1 / 2), 0: reset, p: take_a_break, P: take_a_break,
+  "+": () => step(true), "=": () => step(true), "-": () => step(false), 0: reset, p: take_a_break, P: take_a_break,
 };
 const MOVES = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
 
 document.addEventListener("keydown", (event) => {
   if (section !== "trial" || event.ctrlKey || event.metaKey || event.altKey) return;
-  const step = event.shiftKey && MOVES[event.key];
-  const does = step ? () => move(...step) : KEYS[event.key];
+  const shift = event.shiftKey && MOVES[event.key];
+  const does = shift ? () => move(...shift) : KEYS[event.key];
   if (!does) return;
   event.preventDefault();
-  if (step || !event.repeat) does();       // a key held down is one answer
+  if (shift || !event.repeat) does();       // a key held down is one answer
 });
 
 $("agree").addEventListener("submit", async (event) => {
@@ -349,8 +357,8 @@ $("agree").addEventListener("submit", async (event) => {
 $("start").addEventListener("click", present);
 $("choose-left").addEventListener("click", () => choose(1));
 $("choose-right").addEventListener("click", () => choose(2));
-$("zoom-in").addEventListener("click", () => zoom(2));
-$("zoom-out").addEventListener("click", () => zoom(1 / 2));
+$("zoom-in").addEventListener("click", () => step(true));
+$("zoom-out").addEventListener("click", () => step(false));
 $("zoom-fit").addEventListener("click", reset);
 $("pause").addEventListener("click", take_a_break);
 $("go-on").addEventListener("click", go_on);
