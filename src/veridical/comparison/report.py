@@ -6,6 +6,7 @@ nobody but the command. The page opens offline: pictures, style and script are i
 
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -502,8 +503,9 @@ def _mark(name: str) -> str:
 
 
 def _marked(sentence: str) -> Markup:
-    """A sentence as HTML, everything in it escaped, the marked names in bold."""
-    return Markup(str(escape(sentence)).replace(_NAME[0], '<b class="name">').replace(_NAME[1], "</b>"))
+    """A sentence as HTML, everything in it escaped, the marked names in bold, no line broken inside a p."""
+    whole = re.sub(r"\bp ([<=≤≥]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", sentence)
+    return Markup(str(escape(whole)).replace(_NAME[0], '<b class="name">').replace(_NAME[1], "</b>"))
 
 
 def write_report(run: Run) -> Path:
