@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy import io
 
+from tests.made_up_models import a_model, pristine_model
 from veridical.features.adapter import Adapter, Base
 from veridical.features.weights import FILES
 
@@ -99,3 +102,19 @@ def textures(tmp_path) -> Path:
     for seed in range(4):
         Image.fromarray(texture(seed)).save(folder / f"{seed}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pristine_file(tmp_path_factory) -> Path:
+    """A model of natural photographs for NIQE, in BasicSR's form."""
+    path = tmp_path_factory.mktemp("pristine") / "made-up.npz"
+    np.savez(path, **{key: value.numpy() for key, value in pristine_model().items()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def forest_file(tmp_path_factory) -> Path:
+    """The forests of NRQM, in the form of the authors' model.mat."""
+    path = tmp_path_factory.mktemp("forests") / "made-up.mat"
+    io.savemat(path, {"model": a_model()})
+    return path

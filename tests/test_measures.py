@@ -216,18 +216,25 @@ def test_y_channel_and_border_are_applied_as_papers_do(pair):
     assert veridical.metric("psnr", channel="y", border=4).name == "psnr(channel=y, border=4)"
 
 
-def test_metrics_state_what_they_are(network_file, regression_file):
-    weights = {"lpips": network_file("alexnet"), "pieapp": network_file("pieapp"), "brisque": regression_file}
+def test_metrics_state_what_they_are(network_file, regression_file, pristine_file, forest_file):
+    options = {
+        "lpips": {"weights": network_file("alexnet")},
+        "pieapp": {"weights": network_file("pieapp")},
+        "brisque": {"weights": regression_file},
+        "niqe": {"weights": pristine_file},
+        "nrqm": {"weights": forest_file},
+        "pi": {"niqe_weights": pristine_file, "nrqm_weights": forest_file},
+    }
+    lower = ("gmsd", "lpips", "dists", "pieapp", "brisque", "niqe", "pi")
     for name, entry in veridical.METRICS.items():
-        options = {"weights": str(weights[name])} if name in weights else {}
-        metric = veridical.metric(name, **options)
+        metric = veridical.metric(name, **{key: str(path) for key, path in options.get(name, {}).items()})
         image = torch.rand(3, 3, metric.min_size, metric.min_size)
         values = metric(image, image)
         assert values.shape == (3,)
         assert values.dtype == torch.float32
         assert not values.requires_grad
         assert entry.summary
-        assert metric.higher_is_better == (name not in ("gmsd", "lpips", "dists", "pieapp", "brisque"))
+        assert metric.higher_is_better == (name not in lower)
 
 
 def test_better_images_score_better(pair, network_file):

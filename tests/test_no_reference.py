@@ -13,6 +13,7 @@ import torch
 from scipy import fft, io, ndimage, special
 
 import veridical
+from tests.made_up_models import INPUTS, a_model, pristine_model
 from tests.shared import shared_data
 from tests.test_brisque import photograph
 from tests.test_degradations_values import imresize
@@ -34,16 +35,6 @@ def grey_of(rgb: torch.Tensor) -> np.ndarray:
     """(1, 3, H, W) of 8 bits -> (H, W) in 0-255, rounded half up."""
     levels = (rgb[0] * 255).round().permute(1, 2, 0).long().numpy()
     return ((levels @ np.array([299, 587, 114]) + 500) // 1000).astype(np.float64)
-
-
-def pristine_model(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A made-up model with a covariance of full rank."""
-    generator = np.random.default_rng(seed)
-    root = generator.normal(size=(36, 36))
-    return {
-        "mu_pris_param": torch.from_numpy(generator.uniform(0, 2, (1, 36))),
-        "cov_pris_param": torch.from_numpy(root @ root.T + 0.1 * np.eye(36)),
-    }
 
 
 # ---- NIQE, written out as MATLAB has it ----
@@ -365,48 +356,6 @@ def test_a_band_of_an_odd_size_is_resized_to_the_detail() -> None:
     assert resize_to(torch.from_numpy(band), 33, 24).numpy() == pytest.approx(expected, abs=1e-12)
 
 
-INPUTS = (18, 45, 75)
-
-
-def a_tree(generator: np.random.Generator, inputs: int, depth: int, nodes: int) -> dict[str, np.ndarray]:
-    """One tree's columns, as regRF_train makes them: a node's daughters come after it, a leaf has none."""
-    tree = {name: np.zeros(nodes) for name in ("lDau", "rDau", "upper", "avnode", "mbest")}
-    tree["avnode"][0] = generator.uniform(0, 10)
-    used, level = 1, [0]
-    for _ in range(depth):
-        level_after = []
-        for node in level:
-            if used + 2 > nodes or generator.random() < 0.2:
-                continue
-            tree["lDau"][node], tree["rDau"][node] = used + 1, used + 2
-            tree["mbest"][node] = generator.integers(1, inputs + 1)
-            tree["upper"][node] = generator.uniform(0, 2)
-            tree["avnode"][used : used + 2] = generator.uniform(0, 10, 2)
-            level_after += [used, used + 1]
-            used += 2
-        level = level_after
-    return tree
-
-
-def a_model(seed: int = 0, trees: int = 25, nodes: int = 40) -> dict[str, object]:
-    """The struct of the authors' model.mat, made up."""
-    generator = np.random.default_rng(seed)
-    forests = np.empty((3, 1), dtype=object)
-    for number, inputs in enumerate(INPUTS):
-        grown = [a_tree(generator, inputs, 5, nodes) for _ in range(trees)]
-        forest = {name: np.stack([tree[name] for tree in grown], axis=1) for name in grown[0]}
-        forest |= {name: forest[name].astype(np.int32) for name in ("lDau", "rDau", "mbest")}
-        forests[number, 0] = forest | {"ntree": trees, "nrnodes": nodes, "coef": np.zeros((0, 0))}
-    return {"rf": forests, "linear": generator.normal(size=(4, 1))}
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("forests") / "model.mat"
-    io.savemat(path, {"model": a_model()})
-    return path
-
-
 def walked(features: list[np.ndarray], model: dict[str, object]) -> float:
     """regRF_predict of each forest, and quality_predict."""
     scores = [1.0]
@@ -422,18 +371,18 @@ def walked(features: list[np.ndarray], model: dict[str, object]) -> float:
     return float(np.array(scores) @ model["linear"].ravel())
 
 
-def test_nrqm_is_its_features_and_forests_written_out(model_file: Path) -> None:
+def test_nrqm_is_its_features_and_forests_written_out(forest_file: Path) -> None:
     for seed in (0, 1):
         image = photograph(90, 110, seed)
         expected = matlab_nrqm_features(grey_of(image))
         for group, values in zip(nrqm_features(image), expected, strict=True):
             assert group[0].numpy() == pytest.approx(values, rel=1e-6, abs=1e-6)
-        metric = veridical.metric("ma", weights=str(model_file))
+        metric = veridical.metric("ma", weights=str(forest_file))
         assert metric(image).item() == pytest.approx(walked(expected, a_model()), rel=1e-6)
 
 
-def test_a_forest_is_walked_by_every_image_of_a_batch(model_file: Path) -> None:
-    model = read_forests(model_file, INPUTS)
+def test_a_forest_is_walked_by_every_image_of_a_batch(forest_file: Path) -> None:
+    model = read_forests(forest_file, INPUTS)
     batch = torch.cat([photograph(90, 110, seed) for seed in (0, 1, 2)])
     values = nrqm(batch, model)
     assert values.dtype == torch.float64
@@ -445,18 +394,17 @@ def test_a_forest_is_walked_by_every_image_of_a_batch(model_file: Path) -> None:
     assert flat[::2].tolist() == pytest.approx(values[::2].tolist(), rel=1e-9)
 
 
-def test_pi_is_taken_on_y_without_its_border(model_file: Path, tmp_path: Path) -> None:
+def test_pi_is_taken_on_y_without_its_border(forest_file: Path, pristine_file: Path) -> None:
     pristine = pristine_model()
-    np.savez(tmp_path / "mine.npz", **{key: value.numpy() for key, value in pristine.items()})
-    metric = veridical.metric("pi", niqe_weights=str(tmp_path / "mine.npz"), nrqm_weights=str(model_file))
-    assert (metric.channel, metric.border, metric.min_size, metric.weights) == ("y", 4, 104, ())
-    image = photograph(120, 204)
+    metric = veridical.metric("pi", niqe_weights=str(pristine_file), nrqm_weights=str(forest_file))
+    assert (metric.channel, metric.border, metric.min_size, metric.weights) == ("y", 4, 200, ())
+    image = photograph(202, 204)
     y = luma_studio(image)[:, :, 4:-4, 4:-4]
-    model = read_forests(model_file, INPUTS)
+    model = read_forests(forest_file, INPUTS)
     expected = ((10 - nrqm(y, model)) + niqe(y, pristine)) / 2
     assert metric(image).item() == pytest.approx(expected.item(), rel=1e-6)
     assert perceptual_index(y, pristine, model).item() == expected.item()
-    plain = veridical.metric(f"pi(channel=rgb, border=0, niqe_weights={tmp_path}/mine.npz, nrqm_weights={model_file})")
+    plain = veridical.metric(f"pi(channel=rgb, border=0, niqe_weights={pristine_file}, nrqm_weights={forest_file})")
     assert plain(image).item() == pytest.approx(perceptual_index(image, pristine, model).item(), rel=1e-6)
 
 
@@ -495,9 +443,8 @@ def test_a_flat_image_has_no_variance_of_the_laplacian() -> None:
 
 
 @pytest.fixture
-def every(model_file: Path, regression_file: Path, tmp_path: Path) -> list[veridical.metrics.Metric]:
-    np.savez(tmp_path / "mine.npz", **{key: value.numpy() for key, value in pristine_model().items()})
-    pristine, forests = str(tmp_path / "mine.npz"), str(model_file)
+def every(forest_file: Path, pristine_file: Path, regression_file: Path) -> list[veridical.metrics.Metric]:
+    pristine, forests = str(pristine_file), str(forest_file)
     return [
         veridical.metric("niqe", weights=pristine),
         veridical.metric("nrqm", weights=forests),
@@ -510,7 +457,7 @@ def every(model_file: Path, regression_file: Path, tmp_path: Path) -> list[verid
 
 
 def test_the_images_of_a_batch_do_not_influence_each_other(every: list[veridical.metrics.Metric]) -> None:
-    batch = torch.cat([photograph(104, 200, seed) for seed in (0, 1)])
+    batch = torch.cat([photograph(200, 202, seed) for seed in (0, 1)])
     for metric in every:
         values = metric(batch)
         assert (values.shape, values.dtype, metric.reference) == ((2,), torch.float32, False)
@@ -518,7 +465,7 @@ def test_the_images_of_a_batch_do_not_influence_each_other(every: list[veridical
 
 
 def test_grey_is_the_luma_of_equal_channels(every: list[veridical.metrics.Metric]) -> None:
-    grey = photograph(104, 200)[:, :1]
+    grey = photograph(200, 202)[:, :1]
     for metric in every:
         assert metric(grey).item() == pytest.approx(metric(grey.expand(-1, 3, -1, -1)).item(), rel=1e-6)
 
@@ -532,7 +479,7 @@ def test_strips_change_nothing(every: list[veridical.metrics.Metric], monkeypatc
 
 
 def test_autocast_changes_nothing(every: list[veridical.metrics.Metric]) -> None:
-    image = photograph(104, 200)
+    image = photograph(200, 202)
     for metric in every:
         expected = metric(image).item()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -660,9 +607,9 @@ def test_a_foreign_model_of_nrqm_is_refused(what: str, message: str, tmp_path: P
     assert message in str(caught.value)
 
 
-def test_a_damaged_model_of_nrqm_is_refused(model_file: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_of_nrqm_is_refused(forest_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.mat"
-    for data in (model_file.read_bytes()[:-700], b"", b"MATLAB", bytes(2000)):
+    for data in (forest_file.read_bytes()[:-700], b"", b"MATLAB", bytes(2000)):
         path.write_bytes(data)
         with pytest.raises(WeightsMissing, match="is not a whole model of NRQM"):
             veridical.metric("nrqm", weights=str(path))

@@ -49,7 +49,8 @@ def _forest(forest: Any, width: int) -> dict[str, Tensor]:
     trees = {ours: np.asarray(forest[theirs]) for theirs, ours in _FIELDS.items()}
     if len({values.shape for values in trees.values()}) != 1 or trees["left"].ndim != 2 or not trees["left"].size:
         raise ValueError(f"the matrices of a forest have the shapes {[values.shape for values in trees.values()]}")
-    used = int((trees["left"] > 0).any(1).nonzero()[0].max(initial=0)) + 1
+    # The columns are as long as the largest tree could have been.
+    used = np.flatnonzero((trees["left"] > 0).any(axis=1)).max(initial=0) + 1
     last = int(max(trees["left"].max(), trees["right"].max(), used))
     trees = {name: values[:last].T for name, values in trees.items()}
     left, right = trees["left"].astype(np.int64), trees["right"].astype(np.int64)

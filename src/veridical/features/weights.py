@@ -596,10 +596,12 @@ def _read_once(name: str, path: Path, own: bool, *_version: int) -> tuple[Weight
     """As `_read`, kept in memory until the file changes: two VGG losses hold the network's weights once."""
     file = FILES[name]
     with torch.inference_mode(False):  # tensors made inside inference mode could never take part in a training
+        found: Mapping[str, Any]
+        metadata: Mapping[str, str] = {}
         if file.regression:
-            found, metadata = read_regression(path, file.regression), {}
+            found = read_regression(path, file.regression)
         elif file.forests:
-            found, metadata = read_forests(path, file.forests), {}
+            found = read_forests(path, file.forests)
         else:
             found, metadata = _read_tensors(path)
         tensors = _select(file, found, path)

@@ -19,6 +19,7 @@ from veridical.measures.scene_statistics import (
 )
 
 BLOCK_PX = 96
+LEAST_PX = 2 * BLOCK_PX  # of a square image; two blocks side by side will do
 FEATURES = 36
 SHAPE_OF_NOTHING = 0.2  # the first of the table: what MATLAB's min finds among NaN
 

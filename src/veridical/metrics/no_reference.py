@@ -11,7 +11,7 @@ from veridical.features import weights as files
 from veridical.measures import brisque, laplacian_variance, niqe, nrqm, perceptual_index, sharpness_q
 from veridical.measures.brisque import LEAST_PX as BRISQUE_LEAST_PX
 from veridical.measures.laplacian_variance import LEAST_PX as LAPLACIAN_LEAST_PX
-from veridical.measures.niqe import BLOCK_PX as NIQE_LEAST_PX
+from veridical.measures.niqe import LEAST_PX as NIQE_LEAST_PX
 from veridical.measures.nrqm import LEAST_PX as NRQM_LEAST_PX
 from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
 
