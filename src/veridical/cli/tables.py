@@ -78,13 +78,14 @@ def _print_loss(known: "Reference", kernel: str) -> None:
 @guarded
 def list_metrics(name: Annotated[str | None, typer.Argument(help="Show this metric in full.")] = None) -> None:
     """List the metrics, or show one with its options."""
-    from veridical.metrics import METRICS
+    from veridical.metrics import ALIASES, METRICS
 
     if name is not None:
-        entry = catalog.lookup(METRICS, name, "metric")
+        entry = catalog.lookup(METRICS, ALIASES.get(name, name), "metric")
         print_entry(name, entry.build, [])
-        print("  channel = 'rgb'  (or 'y': the luma on which super-resolution papers measure, or 'luma': full range)")
-        print("  border = 0  (pixels left out on every side)")
+        others = "'rgb', 'y': the luma on which super-resolution papers measure, 'luma': full range"
+        print(f"  channel = {entry.channel!r}  (of {others})")
+        print(f"  border = {entry.border}  (pixels left out on every side)")
         return
     rows = [
         (

@@ -150,8 +150,7 @@ def band_features(grey: Tensor) -> Tensor:
 
     Shapes: (N, 1, H, W) in 0-255 -> (N, 45)
     """
-    # Copies, which let go of the imaginary parts.
-    bands = [oriented_bands(grey, level=level, orientations=ORIENTATIONS).real.clone() for level in (1, 2)]
+    bands = [oriented_bands(grey, level=level, orientations=ORIENTATIONS, real=True) for level in (1, 2)]
     even = [_normalised(bands[0], bands[1], number) for number in range(ORIENTATIONS)]
     coarse = [_normalised(bands[1], None, number) for number in range(ORIENTATIONS)]
     features = [_shape(band.flatten(1)) for band in (*even, *coarse)]

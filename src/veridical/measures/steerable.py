@@ -23,14 +23,14 @@ def least_size(level: int) -> int:
     return int(2 ** (level + 2))
 
 
-def oriented_bands(image: Tensor, *, level: int, orientations: int) -> Tensor:
+def oriented_bands(image: Tensor, *, level: int, orientations: int, real: bool = False) -> Tensor:
     """The bands of one level, analytic: the real part is even or odd, the imaginary part its Hilbert transform.
 
     Shapes: (N, 1, H, W), H and W >= 2**(level + 2) -> (N, orientations, h, w), complex; h is H halved level - 1 times,
             each time rounded up.
     Range:  that of the image times about 4**(level - 1): nothing is divided when the grid gets coarser.
     Args:   level: from 1, the octave below the sampling limit. orientations: at least 2. Band k responds to waves whose
-            normal points k * 180° / orientations from the right, downwards.
+            normal points k * 180° / orientations from the right, downwards. real: give the real parts alone.
     Errors: ValueError for a smaller image or another number of channels; BadOption.
     """
     check_whole("level of the steerable pyramid", level, low=1)
@@ -50,9 +50,10 @@ def oriented_bands(image: Tensor, *, level: int, orientations: int) -> Tensor:
         mask = mask.to(image)
         spectrum = _cropped(torch.fft.fft2(image), size) * (-1j) ** order
         # One orientation at a time: complex numbers of all of them are many copies of a large image.
-        bands = spectrum.new_empty(len(image), orientations, *size)
+        bands = (image if real else spectrum).new_empty(len(image), orientations, *size)
         for number, one in enumerate(mask):
-            bands[:, number] = torch.fft.ifft2(spectrum[:, 0] * one)
+            band = torch.fft.ifft2(spectrum[:, 0] * one)
+            bands[:, number] = band.real if real else band
         return bands
 
 
