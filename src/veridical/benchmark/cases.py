@@ -101,8 +101,8 @@ LPIPS_VGG = ("lpips", "piq", "torchmetrics", "piqa", "pyiqa")
 
 ROUNDS = "rounds its luma to whole levels"
 GMSD_NOTES = {"piqa": "divides by one pixel less", "pyiqa": f"{ROUNDS}; leaves an odd row out"}
-SHRINKS = "shrinks in blocks from the corner, half to even; other digits in YIQ"
-FSIM_NOTES = dict.fromkeys(("piq", "piqa", "pyiqa"), SHRINKS)
+CORNER = "shrinks in blocks from the corner, by a factor rounded half to even"
+FSIM_NOTES = {"piq": CORNER, "pyiqa": CORNER, "piqa": "shrinks by a factor rounded down"}
 
 _VGG = tuple(index for index, _ in VGG_TAPS.values())
 
@@ -178,7 +178,7 @@ CASES: tuple[Case, ...] = (
         counted="pytorch-msssim",
     ),
     Case("cw-ssim", (Peer("pyiqa", cw_ssim_of_pyiqa, "pyiqa", note=ROUNDS),), metric=True),
-    Case("vif", _of(vif_of, ("pyiqa",), notes={"pyiqa": ROUNDS}), metric=True),
+    Case("vif", _of(vif_of, ("pyiqa",), notes={"pyiqa": f"{ROUNDS}; in float32"}), metric=True),
     Case("vif(variant=pixel)", _of(vif_of, ("piq", "torchmetrics")), metric=True, counted="piq"),
     Case("gmsd", _of(gmsd_of, ("piq", "piqa", "pyiqa"), notes=GMSD_NOTES), metric=True, counted="piq"),
     Case("fsim", _of(fsim_of, ("piq", "piqa", "pyiqa"), notes=FSIM_NOTES), metric=True, counted="piq"),
