@@ -45,14 +45,13 @@ def oriented_bands(image: Tensor, *, level: int, orientations: int, real: bool =
         order = orientations - 1
         # The squares of the real bands' angular parts, cos(angle)**(2 * order), add up to one over all orientations.
         scale = 2**orientations * math.factorial(order) / math.sqrt(orientations * math.factorial(2 * order))
-        turned = angle - math.pi / orientations * torch.arange(orientations, dtype=torch.float64)[:, None, None]
-        mask = scale * below_and_above * turned.cos().clamp(min=0) ** order  # half of the plane: analytic
-        mask = mask.to(image)
         spectrum = _cropped(torch.fft.fft2(image), size) * (-1j) ** order
         # One orientation at a time: complex numbers of all of them are many copies of a large image.
         bands = (image if real else spectrum).new_empty(len(image), orientations, *size)
-        for number, one in enumerate(mask):
-            band = torch.fft.ifft2(spectrum[:, 0] * one)
+        for number in range(orientations):
+            turned = (angle - math.pi / orientations * number).cos().clamp(min=0)  # half of the plane: analytic
+            mask = scale * below_and_above * turned**order
+            band = torch.fft.ifft2(spectrum[:, 0] * mask.to(image))
             bands[:, number] = band.real if real else band
         return bands
 
