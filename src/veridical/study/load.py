@@ -1,14 +1,15 @@
-"""How many raters at once the server bears: `python -m veridical.study.load [--raters 50] [--database URL]`.
+"""How many raters at once the server bears: python -m veridical.study.load [--raters 50] [--pause 5] [--database URL].
 
 A made-up study in a temporary folder, the real server in a process of its own, and a thread for each rater, who loads
-every image and answers without a pause. People take seconds for an answer, so the same number of them is a far lighter
-load. The clients run on the same machine and share its processors with the server.
+every image and answers: at once, which is the most that the server can do, or after a pause, as people do. The clients
+run on the same machine and share its processors with the server.
 """
 
 import argparse
 import contextlib
 import http.client
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -116,9 +117,11 @@ class Rater:
         self._cookie = (response.getheader("set-cookie") or self._cookie).partition(";")[0]
         return response.status, response.read()
 
-    def take_part(self, *, times: int = 1) -> tuple[list[float], list[float], int]:
-        """Answer a whole set of trials, sending each answer `times`: the latencies of votes and of images, and how many
-        questions were answered."""
+    def take_part(self, *, times: int = 1, pause: float = 0.0) -> tuple[list[float], list[float], int]:
+        """Answer a whole set of trials: the latencies of votes and of images, and how many questions were answered.
+
+        Args:   times: how often each answer is sent. pause: seconds before an answer, on average.
+        """
         votes, images, answered = [], [], 0
         status, found = self.ask("/api/begin", {"consent": True})
         while status == 200 and (trials := json.loads(found)["trials"]):
@@ -127,6 +130,7 @@ class Rater:
                 if self.ask(f"/image/{trials[0]}/{side}")[0] != 200:
                     raise RuntimeError("an image did not come")
                 images.append(time.perf_counter() - start)
+            time.sleep(random.uniform(0, 2 * pause))
             for _ in range(times):
                 start = time.perf_counter()
                 status, found = self.ask("/api/vote", {"trial": trials[0], "choice": 1, "seconds": 1.5})
@@ -138,13 +142,13 @@ class Rater:
         return votes, images, answered
 
 
-def measure(address: str, raters: int, process: subprocess.Popen[str], *, times: int = 1) -> Load:
-    """So many raters at once, each answering one set of trials."""
+def measure(address: str, raters: int, process: subprocess.Popen[str], *, times: int = 1, pause: float = 0.0) -> Load:
+    """So many raters at once, each answering one set of trials as `take_part` says."""
     together = threading.Barrier(raters)
 
     def one(_number: int) -> tuple[list[float], list[float], int]:
         together.wait()
-        return Rater(address).take_part(times=times)
+        return Rater(address).take_part(times=times, pause=pause)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(raters) as pool:
@@ -168,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m veridical.study.load", description=__doc__.partition("\n")[0])
     parser.add_argument("--raters", type=int, default=50, help="how many answer at once")
     parser.add_argument("--trials", type=int, default=20, help="questions to each")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before an answer, on average")
     parser.add_argument("--database", help="of an empty PostgreSQL database; SQLite by default")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(f"{load_design(study).votes} ordinary votes wanted; images of 480x320 px")
         with running(study, given.database) as (address, process):
-            print(measure(address, given.raters, process))
+            print(measure(address, given.raters, process, pause=given.pause))
 
 
 if __name__ == "__main__":

@@ -281,5 +281,6 @@ def serve(
     if on_ready:
         at = f"[{host}]" if ":" in host else host
         on_ready(f"http://{at}:{listening.getsockname()[1]}/")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    # People look at three images for longer than the 5 s after which a connection would be closed.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75)
     uvicorn.Server(config).run(sockets=[listening])
