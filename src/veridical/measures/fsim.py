@@ -131,5 +131,6 @@ def _phase_congruency(image: Tensor, filters: Tensor, noise_gain: Tensor) -> Ten
 
 def _median(values: Tensor) -> Tensor:
     """The mean of the two middle values where their number is even: (N, M) -> (N,)."""
-    ordered = values.sort(1).values
-    return (ordered[:, (values.shape[1] - 1) // 2] + ordered[:, values.shape[1] // 2]) / 2
+    middle = ((values.shape[1] + 1) // 2, values.shape[1] // 2 + 1)  # counted from 1; the same where it is odd
+    lower, upper = (values.kthvalue(k, dim=1).values for k in middle)
+    return (lower + upper) / 2
