@@ -378,6 +378,7 @@ def test_nrqm_is_its_features_and_forests_written_out(forest_file: Path) -> None
         for group, values in zip(nrqm_features(image), expected, strict=True):
             assert group[0].numpy() == pytest.approx(values, rel=1e-6, abs=1e-6)
         metric = veridical.metric("ma", weights=str(forest_file))
+        assert metric.name.startswith("nrqm(")
         assert metric(image).item() == pytest.approx(walked(expected, a_model()), rel=1e-6)
 
 
