@@ -276,9 +276,9 @@ def written_out_vif(reference: np.ndarray, distorted: np.ndarray, filters: dict[
 
 def test_vif_of_wavelets_is_the_authors_code_written_out(pairs) -> None:
     filters = {
-        "low": _kernel(LOW, odd=False)[0, 0].numpy(),
-        "lower": _kernel(LOWER, odd=False)[0, 0].numpy(),
-        "band": _kernel(BAND, odd=True)[0, 0].numpy(),
+        "low": _kernel(LOW, odd=False).numpy(),
+        "lower": _kernel(LOWER, odd=False).numpy(),
+        "band": _kernel(BAND, odd=True).numpy(),
     }
     x, y = (image[1, :, :99, :86].clone() for image in pairs)
     x[:, 20:50] = 1 - x[:, 20:50]  # where the gain would be negative
@@ -289,7 +289,7 @@ def test_vif_of_wavelets_is_the_authors_code_written_out(pairs) -> None:
 def test_the_filters_of_vif_are_those_of_the_toolbox() -> None:
     """matlabPyrTools' own properties: low passes pass a constant (the second doubles it), bands nothing; and together
     they leave a picture's waves as strong as they were, as far as 9 taps can."""
-    low, lower, band = (_kernel(half, odd=odd)[0, 0] for half, odd in ((LOW, False), (LOWER, False), (BAND, True)))
+    low, lower, band = (_kernel(half, odd=odd) for half, odd in ((LOW, False), (LOWER, False), (BAND, True)))
     assert low.sum().item() == pytest.approx(1, abs=1e-3)
     assert lower.sum().item() == pytest.approx(2, abs=1e-2)
     assert band.sum().item() == 0
@@ -310,9 +310,9 @@ def test_the_filters_of_vif_are_those_that_pyiqa_has() -> None:
     names: dict[str, Any] = {"np": np}
     exec(compile(ast.Module([function], []), str(path), "exec"), names)
     theirs = names["sp5_filters"]()
-    assert np.array_equal(_kernel(LOW, odd=False)[0, 0], theirs["lo0filt"])
-    assert np.allclose(_kernel(LOWER, odd=False)[0, 0], theirs["lofilt"], atol=1e-15, rtol=0)
-    band = _kernel(BAND, odd=True)[0, 0].numpy()
+    assert np.array_equal(_kernel(LOW, odd=False), theirs["lo0filt"])
+    assert np.allclose(_kernel(LOWER, odd=False), theirs["lofilt"], atol=1e-15, rtol=0)
+    band = _kernel(BAND, odd=True).numpy()
     assert np.array_equal(band, theirs["bfilts"][:, 0].reshape(7, 7).T)
     assert np.array_equal(-band.T, theirs["bfilts"][:, 3].reshape(7, 7).T)
 
