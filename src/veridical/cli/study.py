@@ -39,7 +39,7 @@ def study_new(
         int, typer.Option(help="Side in pixels to which larger images are cut, where most is to see.")
     ] = 800,
     seed: Annotated[int, typer.Option(help="Of all that is drawn by chance.")] = 0,
-    title: Annotated[str, typer.Option(help="What raters read first.")] = "Which image looks closer?",
+    title: Annotated[str | None, typer.Option(help="What raters read first.")] = None,
     contact: Annotated[str, typer.Option(help="Whom raters can ask, such as a name and an address.")] = "",
 ) -> None:
     """Design a preference study: which two results people compare, beside the reference.
@@ -48,9 +48,9 @@ def study_new(
     sides are drawn by chance and balanced; nobody sees the same pair on the same image twice. For PDL's 25 raters for
     every pair and image, give 25 times the number of images.
     """
-    from veridical.study.design import SECONDS_PER_TRIAL, load_design, new_study
+    from veridical.study.design import SECONDS_PER_TRIAL, TITLE, load_design, new_study
 
-    safe.where, safe.again = out or folder / "study", "delete it and run the same command again"
+    safe.where, safe.again = out or folder / "study", "run the same command again"
     wanted = None if images is None else int(images) if images.isdecimal() else split_list(images, "images")
     with counter("preparing images") as advance:
         place = new_study(
@@ -66,7 +66,7 @@ def study_new(
             screening=screening,
             crop=crop,
             seed=seed,
-            title=title,
+            title=title or TITLE,
             contact=contact,
             on_image=advance,
         )

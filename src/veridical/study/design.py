@@ -27,6 +27,9 @@ FULL, ACTIVE = "full", "active"
 REFERENCE, OBVIOUS = "reference", "ruined"
 """The two sides of a screening trial, as the table of votes calls them."""
 
+TITLE = "Which image looks more like the reference?"
+"""What raters read first, when the researcher has no title of their own."""
+
 SECONDS_PER_TRIAL = 10
 """A guess, for saying how long a study takes: it is not measured."""
 
@@ -217,7 +220,7 @@ def new_study(
     screening: int = 2,
     crop: int = 800,
     seed: int = 0,
-    title: str = "Which image looks closer?",
+    title: str = TITLE,
     contact: str = "",
     on_image: Callable[[int, int, str], None] | None = None,
 ) -> Path:
