@@ -468,6 +468,28 @@ def test_a_whole_session_over_http(client, study):
     assert client.get("/api/state").json()["done"] == 8
 
 
+def test_the_table_of_votes_says_what_was_shown_where(client, study):
+    """The very bytes that came for left, right and reference are those of the image and the methods in the row."""
+    design = load_design(study)
+    known = {
+        (study / "images" / file).read_bytes(): (image, design.methods[int(key)] if key.isdigit() else key)
+        for image, files in zip(design.images, design.files, strict=True)
+        for key, file in files.items()
+    }
+    state, seen = begin(client), []
+    while state["trials"]:
+        trial, choice = state["trials"][0], 1 + state["done"] % 2
+        left, reference, right = (
+            known[client.get(f"/image/{trial}/{side}").content] for side in ("left", "reference", "right")
+        )
+        assert left[0] == reference[0] == right[0]
+        assert reference[1] == REFERENCE
+        obvious = {left[1]: 1, right[1]: 2}[REFERENCE] if REFERENCE in (left[1], right[1]) else ""
+        seen.append((left[0], left[1], right[1], choice, "r001", obvious))
+        state = answer(client, trial, choice).json()
+    assert [tuple(row.values())[:6] for row in export_rows(study)] == seen
+
+
 def test_a_personal_link_brings_back_on_another_device(client, study):
     state = begin(client)
     answer(client, state["trials"][0])
