@@ -424,7 +424,7 @@ def test_cw_ssim_forgives_a_shift_that_ssim_does_not() -> None:
 
 
 def test_cw_ssim_of_pyssim_is_its_formula_written_out(pairs) -> None:
-    """SSIM.cw_ssim_value of pyssim 0.5, with what scipy.signal.cwt and ricker were before SciPy removed them."""
+    """SSIM.cw_ssim_value of pyssim 0.3 to 0.7, with scipy.signal.cwt and ricker, which SciPy 1.15 has no more."""
     for x, y in zip(*(image[:, :, :40, :47] for image in pairs), strict=True):
         lines = [np.floor(grey_levels(image) + 0.5).ravel() for image in (x, y)]
         transformed = []

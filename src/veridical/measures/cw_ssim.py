@@ -39,9 +39,9 @@ def cw_ssim(
             images have 1.
     Args:   variant: "steerable" is the authors' cwssim_index with its example's parameters: the coarsest level of a
             complex steerable pyramid, 7x7 windows, K = 0, a Gaussian weight of a quarter of the height. "ricker" is
-            cw_ssim_value of PyPI's pyssim to 0.5, another measure under this name, from which the SSIM column of
+            cw_ssim_value of PyPI's pyssim 0.3 to 0.7, another measure under this name, from which the SSIM column of
             MPRNet's rows in the TFMLC paper comes: Ricker wavelets of 30 widths along the rows of an 8-bit grey image,
-            joined into one line.
+            joined into one line. (0.7.1 has PyWavelets' transform, which is up to 0.0003 away.)
             levels, orientations: of the pyramid; pyiqa has 4 and 8. Fewer levels look at finer detail.
     Errors: ValueError when the shapes differ, or for other channels or a smaller image; BadOption.
     Source: Sampat et al. 2009, doi:10.1109/TIP.2009.2025923, and its released MATLAB code; github.com/jterrace/pyssim.
