@@ -14,7 +14,7 @@ from veridical.losses import LOSSES
 from veridical.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md")
+PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md", "docs/study.md")
 
 
 def commands(page: str) -> list[str]:
