@@ -14,7 +14,7 @@ from veridical.losses import LOSSES
 from veridical.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md", "docs/study.md")
+PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md", "docs/metrics.md", "docs/study.md")
 
 
 def commands(page: str) -> list[str]:
@@ -43,8 +43,17 @@ def test_a_command_of_a_page_is_understood(page: str, line: str) -> None:
     losses = given.get("losses") or given.get("loss") or "l1"
     for spec in re.split(r",(?![^(]*\))", losses):
         assert all(term.name in LOSSES for term in parse(spec))
-    for name in (given.get("metrics") or "psnr").split(","):
-        assert name in METRICS
+    for spec in re.split(r",(?![^(]*\))", given.get("metrics") or "psnr"):
+        (term,) = parse(spec)
+        assert term.name in METRICS
     for option in ("degradation", "weak", "strong"):
         if given.get(option):
             degradation(given[option])
+
+
+def test_the_page_of_metrics_has_their_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app(["metrics", "--markdown"])
+    table = capsys.readouterr().out
+    assert table.count("\n") == len(METRICS) + 2
+    assert table in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -76,13 +76,16 @@ def _print_loss(known: "Reference", kernel: str) -> None:
 
 @app.command("metrics")
 @guarded
-def list_metrics(name: Annotated[str | None, typer.Argument(help="Show this metric in full.")] = None) -> None:
+def list_metrics(
+    name: Annotated[str | None, typer.Argument(help="Show this metric in full.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/metrics.md.")] = False,
+) -> None:
     """List the metrics, or show one with its options."""
     from veridical.metrics import ALIASES, METRICS
 
     if name is not None:
         entry = catalog.lookup(METRICS, ALIASES.get(name, name), "metric")
-        print_entry(name, entry.build, [])
+        print_entry(name, entry.build, ["", f"Source: {entry.source}."])
         others = "'rgb', 'y': the luma on which super-resolution papers measure, 'luma': full range"
         print(f"  channel = {entry.channel!r}  (of {others})")
         print(f"  border = {entry.border}  (pixels left out on every side)")
@@ -95,10 +98,15 @@ def list_metrics(name: Annotated[str | None, typer.Argument(help="Show this metr
             entry.range,
             "yes" if entry.reference else "no",
             ", ".join(entry.needs({})) or "-",
+            entry.source,
         )
         for name, entry in METRICS.items()
     ]
-    columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights")
+    columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights", "source")
+    if markdown:
+        for line in (columns, ("---",) * len(columns), *((f"`{name}`", *rest) for name, *rest in rows)):
+            print(f"| {' | '.join(line)} |")
+        return
     print_table("Metrics", columns, rows)
     print("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
 

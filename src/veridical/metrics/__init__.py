@@ -43,8 +43,8 @@ EXAMPLE = "psnr(channel=y)"
 class MetricEntry:
     """One line of the table.
 
-    Attributes: build: keyword options -> module (prediction, target) -> (N,); its docstring describes the metric.
-                label: as papers print it. higher_is_better, unit, range: of its values.
+    Attributes: build: keyword options -> module (prediction, target) -> (N); its docstring describes the metric.
+                label: as papers print it. higher_is_better, unit, range: of its values. source: who defined it.
                 reference: False when the target is not looked at. needs: options -> names of pretrained weights.
                 channel, border: what `metric` takes unless it is told.
     """
@@ -53,6 +53,7 @@ class MetricEntry:
     label: str
     higher_is_better: bool
     range: str
+    source: str
     unit: str = ""
     reference: bool = True
     needs: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda options: ()
@@ -65,38 +66,121 @@ class MetricEntry:
 
 
 METRICS: dict[str, MetricEntry] = {
-    "psnr": MetricEntry(build_psnr, "PSNR", higher_is_better=True, range="[0, inf]", unit="dB"),
-    "ssim": MetricEntry(build_ssim, "SSIM", higher_is_better=True, range="[-1, 1]"),
-    "ms-ssim": MetricEntry(build_ms_ssim, "MS-SSIM", higher_is_better=True, range="[0, 1]"),
-    "cw-ssim": MetricEntry(build_cw_ssim, "CW-SSIM", higher_is_better=True, range="[0, 1]"),
-    "vif": MetricEntry(build_vif, "VIF", higher_is_better=True, range="[0, inf)"),
-    "gmsd": MetricEntry(build_gmsd, "GMSD", higher_is_better=False, range="[0, 0.5]"),
-    "fsim": MetricEntry(build_fsim, "FSIM", higher_is_better=True, range="[0, 1]"),
-    "lpips": MetricEntry(build_lpips, "LPIPS", higher_is_better=False, range="[0, inf)", needs=lpips_needs),
-    "dists": MetricEntry(build_dists, "DISTS", higher_is_better=False, range="[0, 1.13)", needs=dists_needs),
-    "pieapp": MetricEntry(build_pieapp, "PieAPP", higher_is_better=False, range="about 0 up", needs=pieapp_needs),
+    "psnr": MetricEntry(
+        build_psnr,
+        "PSNR",
+        higher_is_better=True,
+        range="[0, inf]",
+        source="10 log10(1 / mean squared error)",
+        unit="dB",
+    ),
+    "ssim": MetricEntry(
+        build_ssim,
+        "SSIM",
+        higher_is_better=True,
+        range="[-1, 1]",
+        source="Wang et al. 2004, doi:10.1109/TIP.2003.819861",
+    ),
+    "ms-ssim": MetricEntry(
+        build_ms_ssim,
+        "MS-SSIM",
+        higher_is_better=True,
+        range="[0, 1]",
+        source="Wang, Simoncelli & Bovik 2003, doi:10.1109/ACSSC.2003.1292216",
+    ),
+    "cw-ssim": MetricEntry(
+        build_cw_ssim,
+        "CW-SSIM",
+        higher_is_better=True,
+        range="[0, 1]",
+        source="Sampat et al. 2009, doi:10.1109/TIP.2009.2025923",
+    ),
+    "vif": MetricEntry(
+        build_vif,
+        "VIF",
+        higher_is_better=True,
+        range="[0, inf)",
+        source="Sheikh & Bovik 2006, doi:10.1109/TIP.2005.859378",
+    ),
+    "gmsd": MetricEntry(
+        build_gmsd,
+        "GMSD",
+        higher_is_better=False,
+        range="[0, 0.5]",
+        source="Xue et al. 2014, arXiv:1308.3052",
+    ),
+    "fsim": MetricEntry(
+        build_fsim,
+        "FSIM",
+        higher_is_better=True,
+        range="[0, 1]",
+        source="Zhang et al. 2011, doi:10.1109/TIP.2011.2109730",
+    ),
+    "lpips": MetricEntry(
+        build_lpips,
+        "LPIPS",
+        higher_is_better=False,
+        range="[0, inf)",
+        source="Zhang et al. 2018, arXiv:1801.03924",
+        needs=lpips_needs,
+    ),
+    "dists": MetricEntry(
+        build_dists,
+        "DISTS",
+        higher_is_better=False,
+        range="[0, 1.13)",
+        source="Ding et al. 2020, arXiv:2004.07728",
+        needs=dists_needs,
+    ),
+    "pieapp": MetricEntry(
+        build_pieapp,
+        "PieAPP",
+        higher_is_better=False,
+        range="about 0 up",
+        source="Prashnani et al. 2018, arXiv:1806.02067",
+        needs=pieapp_needs,
+    ),
     "sharpness-q": MetricEntry(
-        build_sharpness_q, "Sharpness Q", higher_is_better=True, range="[0, inf)", reference=False
+        build_sharpness_q,
+        "Sharpness Q",
+        higher_is_better=True,
+        range="[0, inf)",
+        source="Zhu & Milanfar 2010, doi:10.1109/TIP.2010.2052820",
+        reference=False,
     ),
     "brisque": MetricEntry(
         build_brisque,
         "BRISQUE",
         higher_is_better=False,
         range="about 0 to 100",
+        source="Mittal, Moorthy & Bovik 2012, doi:10.1109/TIP.2012.2214050",
         reference=False,
         needs=weights_needed("brisque"),
     ),
     "niqe": MetricEntry(
-        build_niqe, "NIQE", higher_is_better=False, range="[0, inf)", reference=False, needs=weights_needed("niqe")
+        build_niqe,
+        "NIQE",
+        higher_is_better=False,
+        range="[0, inf)",
+        source="Mittal, Soundararajan & Bovik 2013, doi:10.1109/LSP.2012.2227726",
+        reference=False,
+        needs=weights_needed("niqe"),
     ),
     "nrqm": MetricEntry(
-        build_nrqm, "Ma", higher_is_better=True, range="about 0 to 10", reference=False, needs=weights_needed("nrqm")
+        build_nrqm,
+        "Ma",
+        higher_is_better=True,
+        range="about 0 to 10",
+        source="Ma et al. 2017, arXiv:1612.05890",
+        reference=False,
+        needs=weights_needed("nrqm"),
     ),
     "pi": MetricEntry(
         build_pi,
         "PI",
         higher_is_better=False,
         range="about 0 to 10",
+        source="Blau et al. 2018, arXiv:1809.07517",
         reference=False,
         needs=pi_needs,
         channel="y",
@@ -107,6 +191,7 @@ METRICS: dict[str, MetricEntry] = {
         "Laplacian variance",
         higher_is_better=True,
         range="[0, 1040400]",
+        source="Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548",
         reference=False,
     ),
 }
@@ -115,7 +200,7 @@ ALIASES = {"ma": "nrqm"}
 
 
 class Metric(nn.Module):
-    """metric(prediction, target) -> (N,) float32, one value per image, without a graph.
+    """metric(prediction, target) -> (N) float32, one value per image, without a graph.
 
     Shapes: (N, 1 or 3, H, W) x 2, float in [0, 1].
     Attributes: name (the spec that makes it), higher_is_better, unit, range, reference, label, min_size, weights.

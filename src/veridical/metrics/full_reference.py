@@ -54,18 +54,18 @@ class OfFeatures(nn.Module):
 
 
 def build_psnr() -> nn.Module:
-    """Peak signal-to-noise ratio for images in [0, 1]; identical images give inf. Source: see `measures.psnr`."""
+    """Peak signal-to-noise ratio for images in [0, 1]; identical images give inf."""
     return OfPair(psnr, 1)
 
 
 def build_ssim(*, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
-    """Structural similarity, Gaussian window. Wang et al. 2004."""
+    """Structural similarity, Gaussian window."""
     check_window("ssim", window_size, sigma_px)
     return OfPair(partial(ssim, window_size=window_size, sigma_px=sigma_px), window_size)
 
 
 def build_ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1.5) -> nn.Module:
-    """Structural similarity at several scales; five, the default, need 161 px. Wang, Simoncelli, Bovik 2003."""
+    """Structural similarity at several scales; five, the default, need 161 px."""
     check_whole("scales of ms-ssim", scales, low=1, high=len(SCALE_WEIGHTS))
     check_window("ms-ssim", window_size, sigma_px)
     measure = partial(ms_ssim, scales=scales, window_size=window_size, sigma_px=sigma_px)
@@ -73,17 +73,17 @@ def build_ms_ssim(*, scales: int = 5, window_size: int = 11, sigma_px: float = 1
 
 
 def build_lpips(*, net: str = "alex", weights: str | None = None) -> nn.Module:
-    """Learned perceptual distance LPIPS 0.1. Zhang et al. 2018."""
+    """Learned perceptual distance LPIPS 0.1."""
     return OfFeatures(lpips_distance(net, weights=weights))
 
 
 def build_dists(*, weights: str | None = None) -> nn.Module:
-    """Learned distance DISTS: a texture may be another of its kind. Ding et al. 2020."""
+    """Learned distance DISTS: a texture may be another of its kind."""
     return OfFeatures(dists_distance(weights=weights))
 
 
 def build_cw_ssim(*, variant: CWSSIMVariant = "steerable", levels: int = 6, orientations: int = 16) -> nn.Module:
-    """Structural similarity of complex wavelets, which forgives small shifts; needs 256 px. Sampat et al. 2009."""
+    """Structural similarity of complex wavelets, which forgives small shifts; needs 256 px."""
     check_choice("variant of cw-ssim", variant, CW_SSIM_VARIANTS)
     check_whole("levels of cw-ssim", levels, low=1)
     check_whole("orientations of cw-ssim", orientations, low=2)
@@ -92,23 +92,23 @@ def build_cw_ssim(*, variant: CWSSIMVariant = "steerable", levels: int = 6, orie
 
 
 def build_vif(*, variant: VIFVariant = "wavelet") -> nn.Module:
-    """Share of the reference's visual information that is left. Sheikh & Bovik 2006."""
+    """Share of the reference's visual information that is left."""
     check_choice("variant of vif", variant, VIF_LEAST_PX)
     return OfPair(partial(vif, variant=variant), VIF_LEAST_PX[variant])
 
 
 def build_gmsd() -> nn.Module:
-    """How unevenly the slopes of the two images differ. Xue et al. 2014."""
+    """How unevenly the slopes of the two images differ."""
     return OfPair(gmsd, GMSD_LEAST_PX)
 
 
 def build_fsim(*, colour: bool = True) -> nn.Module:
-    """Similarity of features: phase congruency and slopes, with colour FSIMc. Zhang et al. 2011."""
+    """Similarity of features: phase congruency and slopes, with colour FSIMc."""
     check_flag("colour of fsim", colour)
     return OfPair(partial(fsim, colour=colour), FSIM_LEAST_PX)
 
 
 def build_pieapp(*, stride: int = PIEAPP_STRIDE, weights: str | None = None) -> nn.Module:
-    """Perceptual error learned from people's choices, on 64x64 patches. Prashnani et al. 2018."""
+    """Perceptual error learned from people's choices, on 64x64 patches."""
     check_whole("stride of pieapp", stride, low=1)
     return OfPatches(PieAPPNetwork(weights), stride)

@@ -28,33 +28,33 @@ class OfImage(nn.Module):
 
 
 def build_sharpness_q(*, variant: Variant = "singular") -> nn.Module:
-    """Sharpness of the image alone, no reference; rewards ringing too. Zhu & Milanfar 2010."""
+    """Sharpness of the image alone, no reference; rewards ringing too."""
     check_choice("variant of sharpness-q", variant, THRESHOLD)
     return OfImage(partial(sharpness_q, variant=variant), PATCH)
 
 
 def build_laplacian_variance() -> nn.Module:
-    """Sharpness as the variance of the Laplacian, in squared levels of 255; no reference. Pech-Pacheco et al. 2000."""
+    """Sharpness as the variance of the Laplacian, in squared levels of 255; no reference."""
     return OfImage(laplacian_variance, LAPLACIAN_LEAST_PX)
 
 
 def build_brisque(*, weights: str | None = None) -> nn.Module:
-    """Unnaturalness of the image alone, by statistics of its contrasts; no reference. Mittal et al. 2012."""
+    """Unnaturalness of the image alone, by statistics of its contrasts; no reference."""
     return OfImage(partial(brisque, regression=files.load("brisque", path=weights).tensors), BRISQUE_LEAST_PX)
 
 
 def build_niqe(*, weights: str | None = None) -> nn.Module:
-    """Distance of the statistics of an image's contrasts from natural ones; no reference. Mittal et al. 2013."""
+    """Distance of the statistics of an image's contrasts from natural ones; no reference."""
     return OfImage(partial(niqe, pristine=files.load("niqe", path=weights).tensors), NIQE_LEAST_PX)
 
 
 def build_nrqm(*, weights: str | None = None) -> nn.Module:
-    """Quality of a super-resolved image as people would score it; no reference. Ma et al. 2017."""
+    """Quality of a super-resolved image as people would score it; no reference."""
     return OfImage(partial(nrqm, model=files.load("nrqm", path=weights).tensors), NRQM_LEAST_PX)
 
 
 def build_pi(*, niqe_weights: str | None = None, nrqm_weights: str | None = None) -> nn.Module:
-    """Perceptual index ((10 - NRQM) + NIQE) / 2, by default on Y without its 4 px of border. Blau et al. 2018."""
+    """Perceptual index ((10 - NRQM) + NIQE) / 2, by default on Y without its 4 px of border."""
     pristine, model = files.load("niqe", path=niqe_weights).tensors, files.load("nrqm", path=nrqm_weights).tensors
     return OfImage(partial(perceptual_index, pristine=pristine, model=model), max(NIQE_LEAST_PX, NRQM_LEAST_PX))
 
