@@ -15,6 +15,7 @@ from veridical.benchmark.peers import Peer
 from veridical.benchmark.run import Progress, build_ours, choose, describe, missing_packages
 from veridical.benchmark.supply import RANDOM, Supply
 from veridical.comparison.score import Pair
+from veridical.core.errors import VeridicalError
 from veridical.core.files import read_image
 
 
@@ -74,7 +75,11 @@ def _of_case(
 ) -> list[Agreement]:
     device = torch.device("cpu")
     before = set(supply.origins)
-    mine = build_ours(case, supply, device)
+    try:
+        mine = build_ours(case, supply, device)
+    except (VeridicalError, RuntimeError) as error:
+        missing[case.spec] = peers.why(error)
+        return []
     calls: dict[str, Call] = {}
     contestants: dict[str, Peer] = {}
     for peer in case.peers:

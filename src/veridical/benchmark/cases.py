@@ -8,12 +8,15 @@ from veridical.benchmark import naive
 from veridical.benchmark.peers import (
     VGG_TAPS,
     Peer,
+    brisque_of_piq,
     cw_ssim_of_pyiqa,
     dists_of,
     fsim_of,
     gmsd_of,
+    laplacian_of_opencv,
     less,
     lpips_of,
+    niqe_of_pyiqa,
     ours,
     pieapp_of,
     piq_content,
@@ -79,6 +82,7 @@ PACKAGES = {
     "DISTS-pytorch": "DISTS_pytorch",
     "pyiqa": "pyiqa",
     "transformers": "transformers",
+    "opencv-python-headless": "cv2",
 }  # what pip calls it -> what Python calls it
 WITHOUT_DEPENDENCIES = ("lpips", "piq", "piqa", "pyiqa")  # they ask for torchvision, which is not needed here
 
@@ -102,6 +106,7 @@ LPIPS_VGG = ("lpips", "piq", "torchmetrics", "piqa", "pyiqa")
 ROUNDS = "rounds its luma to whole levels"
 GMSD_NOTES = {"piqa": "divides by one pixel less", "pyiqa": f"{ROUNDS}; leaves an odd row out"}
 CORNER = "shrinks in blocks from the corner, by a factor rounded half to even"
+SATURATED = "counts the rounding errors of parts that are all white or black"
 FSIM_NOTES = {"piq": CORNER, "pyiqa": CORNER, "piqa": "shrinks by a factor rounded down"}
 
 _VGG = tuple(index for index, _ in VGG_TAPS.values())
@@ -187,4 +192,11 @@ CASES: tuple[Case, ...] = (
     Case("lpips(net=vgg)", _of(lpips_of, LPIPS_VGG, "vgg"), metric=True, target=Target(0.7), counted="lpips"),
     Case("dists", _of(dists_of, METRIC_DISTS), metric=True, target=Target(0.7), counted="DISTS-pytorch"),
     Case("sharpness-q", (Peer(NAIVE, plain(naive.sharpness_metric)),), metric=True),
+    Case("brisque", (Peer("piq", brisque_of_piq, "piq", note="in float32"),), metric=True),
+    Case("niqe", (Peer("pyiqa", niqe_of_pyiqa, "pyiqa", note=SATURATED),), metric=True),
+    Case(
+        "laplacian-variance",
+        (Peer("OpenCV", laplacian_of_opencv, "opencv-python-headless", note="its grey is a level off here and there"),),
+        metric=True,
+    ),
 )

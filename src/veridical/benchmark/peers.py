@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -237,6 +238,41 @@ def variation_of(package: str) -> Build:
         return run
 
     return make
+
+
+# ---- no reference ----
+
+
+def brisque_of_piq(supply: Supply) -> Call:
+    """piq fetches its support vectors at every call: these are ours, the same file's."""
+    module: Any = importlib.import_module("piq.brisque")
+    found = supply.tensors("brisque")
+    coefficients, vectors = found["coefficients"].float(), found["vectors"].float()
+
+    def run(x: Tensor, _: Tensor) -> Tensor:
+        # It turns the vectors in place, so each call gets a copy.
+        with mock.patch.object(module, "load_url", return_value=(coefficients, vectors.clone())):
+            return module.brisque(x, data_range=1.0, reduction="none")
+
+    return run
+
+
+def niqe_of_pyiqa(supply: Supply) -> Call:
+    module = importlib.import_module("pyiqa.archs.niqe_arch")
+    found = supply.tensors("niqe")
+    mean, covariance = found["mu_pris_param"][0], found["cov_pris_param"]
+    return lambda x, _: module.calculate_niqe(x, mu_pris_param=mean, cov_pris_param=covariance)
+
+
+def laplacian_of_opencv(_: Supply) -> Call:
+    cv2 = importlib.import_module("cv2")
+
+    def run(x: Tensor, _: Tensor) -> Tensor:
+        pictures = (x * 255).round().byte().movedim(1, -1).cpu().numpy()
+        grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures]
+        return torch.tensor([cv2.Laplacian(each, cv2.CV_64F).var() for each in grey])
+
+    return run
 
 
 # ---- networks ----
