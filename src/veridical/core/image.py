@@ -48,8 +48,13 @@ def at_least_float32(image: Tensor) -> Tensor:
 
 
 def in_float64(image: Tensor) -> Tensor:
-    """For statistics that subtract large numbers. MPS has no float64: from there the image goes to the CPU."""
-    return (image.cpu() if image.device.type == "mps" else image).double()
+    """For statistics that subtract large numbers."""
+    return where_float64_is(image).double()
+
+
+def where_float64_is(image: Tensor) -> Tensor:
+    """The image on a device that has float64: MPS has none, from there it goes to the CPU."""
+    return image.cpu() if image.device.type == "mps" else image
 
 
 def in_parts(function: Callable[..., Tensor], *images: Tensor, px: int) -> Tensor:

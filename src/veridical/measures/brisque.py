@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from veridical.core.image import check_image, no_autocast
+from veridical.core.image import check_image, no_autocast, where_float64_is
 from veridical.core.resize import resize
 from veridical.measures.scene_statistics import (
     asymmetric_mean,
@@ -57,8 +57,7 @@ def brisque(image: Tensor, regression: Mapping[str, Tensor]) -> Tensor:
     Source: Mittal, Moorthy & Bovik 2012, doi:10.1109/TIP.2012.2214050, and its released MATLAB code.
     """
     check_image(image, "brisque", min_size=LEAST_PX, channels=(1, 3))
-    if image.device.type == "mps":  # which has no float64
-        image = image.cpu()
+    image = where_float64_is(image)
     with no_autocast(image):
         scaled = scaled_features(brisque_features(image))
         vectors, coefficients, gamma, rho = (

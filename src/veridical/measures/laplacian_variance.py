@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from veridical.core.filters import pad
-from veridical.core.image import check_image, no_autocast
+from veridical.core.image import check_image, no_autocast, where_float64_is
 from veridical.measures.scene_statistics import grey_levels, strips_of
 
 LEAST_PX = 2
@@ -22,8 +22,7 @@ def laplacian_variance(image: Tensor) -> Tensor:
     Source: Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548.
     """
     check_image(image, "laplacian-variance", min_size=LEAST_PX, channels=(1, 3))
-    if image.device.type == "mps":  # which has no float64
-        image = image.cpu()
+    image = where_float64_is(image)
     with no_autocast(image):
         grey = pad(grey_levels(image), (1, 1, 1, 1), "reflect")
         # Sums of whole numbers below 2^21: exact in float64 for any image that fits in memory.

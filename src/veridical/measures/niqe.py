@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from veridical.core.image import check_image, no_autocast
+from veridical.core.image import check_image, no_autocast, where_float64_is
 from veridical.core.patches import tiles
 from veridical.core.resize import resize
 from veridical.measures.brisque import NEIGHBOURS
@@ -46,8 +46,7 @@ def niqe(image: Tensor, pristine: Mapping[str, Tensor]) -> Tensor:
             f"niqe needs at least two whole blocks of {BLOCK_PX}x{BLOCK_PX} px, so {BLOCK_PX}x{2 * BLOCK_PX}, but got "
             f"{image.shape[-2]}x{image.shape[-1]}: of one block there is no covariance."
         )
-    if image.device.type == "mps":  # which has no float64
-        image = image.cpu()
+    image = where_float64_is(image)
     with no_autocast(image):
         features = niqe_features(image)  # (N, blocks, 36)
         whole = ~features.isnan().any(-1, keepdim=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veridical.core.filters import convolve, gaussian_window, slide
-from veridical.core.image import check_image, no_autocast
+from veridical.core.image import check_image, no_autocast, where_float64_is
 from veridical.core.patches import tiles
 from veridical.core.resize import resize_to
 from veridical.measures.niqe import niqe
@@ -43,8 +43,7 @@ def nrqm(image: Tensor, model: Mapping[str, Tensor]) -> Tensor:
     Source: Ma, Yang, Yang & Yang 2017, doi:10.1016/j.cviu.2016.12.009, and its released MATLAB code.
     """
     check_image(image, "nrqm", min_size=LEAST_PX, channels=(1, 3))
-    if image.device.type == "mps":  # which has no float64
-        image = image.cpu()
+    image = where_float64_is(image)
     with no_autocast(image):
         groups = nrqm_features(image)
         # A forest is walked node by node, on a few dozen numbers for each image: that is work for the host.
