@@ -6,6 +6,7 @@ functions are replaced while the peers are built. (torchvision's wheel does not 
 missing beside a torch that all the peers can use.)
 """
 
+import functools
 import importlib
 import importlib.machinery
 import sys
@@ -106,7 +107,9 @@ class _StandIn(ModuleType):
         return type(name, (nn.Module,), {"__init__": refuse})
 
 
+@functools.cache
 def _stand_in() -> dict[str, ModuleType]:
+    """The same modules every time: a peer keeps those that were there when it was imported."""
     modules: dict[str, ModuleType] = {}
     for name in ("torchvision", *(f"torchvision.{part}" for part in _SUBMODULES)):
         module = modules[name] = _StandIn(name)
@@ -117,6 +120,22 @@ def _stand_in() -> dict[str, ModuleType]:
         if parent:
             setattr(modules[parent], child, module)
     return modules
+
+
+_finding: list[Find] = []  # of the `trunks` that are open, the innermost last
+
+
+def _trunk(name: str) -> Callable[..., _Network]:
+    """What stands for `torchvision.models.NAME`. A peer may keep it, too, so it asks anew where weights come from."""
+    return lambda *_, **__: _Network(features(name, _finding[-1](name)))
+
+
+def _look_again() -> None:
+    """torchmetrics asks lightning_utilities whether there is a torchvision, which remembers what it found first."""
+    with suppress(ImportError):
+        found = importlib.import_module("lightning_utilities.core.imports")
+        found.module_available.cache_clear()
+        found.package_available.cache_clear()
 
 
 @contextmanager
@@ -134,14 +153,18 @@ def trunks(find: Find) -> Iterator[bool]:
             importlib.import_module("transformers.utils").is_torchvision_available()
         added = _stand_in()
         sys.modules.update(added)
+        _look_again()
         models = added["torchvision.models"]
     before = {name: models.__dict__[name] for name in NAMES if name in models.__dict__}
     for name in NAMES:
-        setattr(models, name, lambda *_, _name=name, **__: _Network(features(_name, find(_name))))
+        setattr(models, name, _trunk(name))
+    _finding.append(find)
     try:
         yield not added
     finally:
+        _finding.pop()
         for name, function in before.items():
             setattr(models, name, function)
         for name in added:
             sys.modules.pop(name, None)
+        _look_again()
