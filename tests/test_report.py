@@ -17,6 +17,7 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
+from tests.browser import chromium, program
 from veridical.cli import app
 from veridical.comparison import charts, pictures, plane
 from veridical.comparison.failures import Kind, failures, judge
@@ -652,9 +653,7 @@ def test_an_unusable_folder_says_what_was_expected(tmp_path, harm, says):
 
 
 def test_the_page_works_in_a_browser(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium to run the page's script")
+    browser = program()
     path = write_report(read_run(make_run(tmp_path / "run", images=2)))
     flags = [
         "--headless",
@@ -683,14 +682,9 @@ def test_the_page_works_in_a_browser(tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 375])
 def test_a_reader_chooses_axes_and_metrics_at_any_width(tmp_path, width):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium to run the page's script")
     means = {"input": MEANS["input"]} | {f"a rather long name of loss {i}": MEANS["l2"] for i in range(12)}
     path = write_report(read_run(make_run(tmp_path / "run", means=means, images=5, seeds=(0, 1))))
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with chromium() as opened:
         page = opened.new_page(viewport={"width": width, "height": 800})
         wrong = []
         page.on("pageerror", lambda error: wrong.append(error))
@@ -705,7 +699,6 @@ def test_a_reader_chooses_axes_and_metrics_at_any_width(tmp_path, width):
         assert page.locator(".panel h3:visible").all_inner_texts() == ["LPIPS ↓ over 5 images and 2 trainings"]
         page.keyboard.press("ArrowLeft")
         assert page.locator(".panel h3:visible").all_inner_texts() == ["MS-SSIM ↑ over 5 images and 2 trainings"]
-        opened.close()
     assert not wrong
 
 

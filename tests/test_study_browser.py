@@ -1,19 +1,14 @@
 """A person at the study's page: a real Chromium without a window, and the real server in a process of its own."""
 
 import re
-import shutil
 import signal
 from contextlib import contextmanager
 
 import pytest
 
+from tests.browser import chromium
 from veridical.study.load import made_up_study, running
 from veridical.study.store import export_rows
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright, which drives the browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium (Debian: apt-get install chromium)", allow_module_level=True)
 
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 375, "height": 667}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
@@ -23,10 +18,8 @@ PAUSE_MS = 360  # a choice sooner than 350 ms after the images came is taken for
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
