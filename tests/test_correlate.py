@@ -210,6 +210,7 @@ def test_the_losses_of_a_run_against_a_scale(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "5 points" in result.output
+    assert "Only 5 points to draw from: the intervals say little." in result.output
 
 
 def test_the_command_prints_the_best_first(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def score_images(
 
 
 MOST_LINES = 100  # of single images on a terminal
+FEW = 10  # points or references: four in the right order are so in every resample
 
 
 def _print_scores(title: str, rows: "pl.DataFrame", *, everything: Path | None) -> None:
@@ -164,6 +165,8 @@ def correlate_with_people(
     columns = ("metric", "SROCC", "KROCC", "PLCC", "SROCC behind the best")
     drawn = "references" if found.groups < found.count else "points"
     print_table(f"{found.count} points; intervals by {draws} draws of {found.groups} {drawn}", columns, rows)
+    if found.groups < FEW:
+        print(f"Only {found.groups} {drawn} to draw from: the intervals say little. Prefer {FEW} or more.")
     if csv is not None:
         atomic_write(csv, found.values.write_csv().encode())
         print(f"every value: {csv}")
