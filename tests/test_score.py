@@ -1,13 +1,16 @@
 """Scoring images on disk."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from veridical.cli import app, images
 from veridical.comparison import score as module
 from veridical.comparison.score import score, unfinished
 from veridical.core.errors import DataError, UnknownName
@@ -147,3 +150,39 @@ def test_batches_change_no_value(tmp_path: Path, batch_px: int, monkeypatch: pyt
     batched = score(tmp_path / "out", tmp_path / "ref", ["psnr", "ssim"]).rows
     assert batched.select("image", "metric").equals(one_by_one.select("image", "metric"))
     assert batched["value"].to_list() == pytest.approx(one_by_one["value"].to_list(), rel=1e-6)
+
+
+def test_the_command_scores_the_rest_and_says_so_by_its_status(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        _write(tmp_path / "out" / f"{name}.png", 110)
+        _write(tmp_path / "ref" / f"{name}.png", 100)
+    (tmp_path / "out" / "b.png").write_bytes(b"not an image")
+    command = ["score", str(tmp_path / "out"), str(tmp_path / "ref"), "--metrics", "psnr"]
+    result = CliRunner().invoke(app, [*command, "--csv", str(tmp_path / "rows.csv")])
+    assert result.exit_code == 1
+    assert "skipped 1 image; the means are of the others alone" in result.stderr
+    assert pl.read_csv(tmp_path / "rows.csv")["image"].to_list() == ["a", "c"]
+    assert "28.1308" in result.stdout
+
+
+def test_many_images_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MOST_LINES", 2)
+    for number in range(3):
+        _write(tmp_path / "out" / f"photo{number}.png", 110 + number)
+        _write(tmp_path / "ref" / f"photo{number}.png", 100)
+    result = CliRunner().invoke(app, ["score", str(tmp_path / "out"), str(tmp_path / "ref"), "--metrics", "psnr"])
+    assert result.exit_code == 0
+    assert "photo1" not in result.stdout
+    assert "the values of 3 images are not shown: --csv FILE keeps them" in result.stdout
+    mean = np.mean([20 * math.log10(255 / level) for level in (10, 11, 12)])
+    assert f"{mean:.4f}" in result.stdout
+
+
+def test_equal_images_have_a_mean_without_an_interval(tmp_path: Path) -> None:
+    for number in range(2):
+        _write(tmp_path / "out" / f"{number}.png", 100)
+        _write(tmp_path / "ref" / f"{number}.png", 100)
+    result = CliRunner().invoke(app, ["score", str(tmp_path / "out"), str(tmp_path / "ref"), "--metrics", "psnr"])
+    assert result.exit_code == 0
+    assert re.search(r"mean +inf", result.stdout)
+    assert re.search(r"95 % interval +-", result.stdout)
