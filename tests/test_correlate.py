@@ -99,6 +99,14 @@ def test_a_value_that_is_missing_or_infinite_is_left_out_and_said() -> None:
     assert "2 of 8 have no finite value for some metric: i2, i5" in found.skipped[0]
 
 
+def test_a_metric_that_never_changes_has_no_correlation_and_comes_last() -> None:
+    people = np.arange(8.0)
+    found = correlate(_rows(flat=np.ones(8), good=people), {"flat": True, "good": True}, _human(people), draws=20)
+    assert [a.name for a in found.agreements] == ["good", "flat"]
+    assert np.isnan(found.agreements[1].srocc.value)
+    assert found.agreements[0].behind is None
+
+
 @pytest.mark.parametrize(
     ("people", "message"), [(np.arange(3.0), "3 points have a human score"), (np.ones(6), "all human scores are equal")]
 )

@@ -1,6 +1,7 @@
 """Does a metric, or a loss, order images as people do? Its correlation with human scores."""
 
 import csv
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,12 +268,13 @@ def correlate(
     groups = groups if len(groups) > 1 else [np.array([k]) for k in range(len(people))]
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(groups), size=(draws, len(groups)))
-    samples = [np.concatenate([groups[g] for g in draw]) for draw in drawn]
+    samples = [np.arange(len(people)), *(np.concatenate([groups[g] for g in draw]) for draw in drawn)]
+    found = [_of_metric(each, people, samples, fit) for each in turned]
+    # A metric that is the same on every point has no correlation, and comes last.
+    order = sorted(range(len(metrics)), key=lambda m: -np.nan_to_num(found[m][0][0], nan=-np.inf))
+    best = order[0]
     agreements = []
-    every = np.arange(len(people))[None]
-    found = [_of_metric(each, people, every, samples, fit) for each in turned]
-    best = max(range(len(metrics)), key=lambda m: found[m][0][0])
-    for m in sorted(range(len(metrics)), key=lambda m: -found[m][0][0]):
+    for m in order:
         srocc, krocc, plcc = (_interval(kind[0], kind[1:]) for kind in found[m])
         gap = found[best][0] - found[m][0]
         behind = _interval(gap[0], gap[1:]) if m != best else None
@@ -283,14 +285,13 @@ def correlate(
 
 
 def _of_metric(
-    values: np.ndarray, people: np.ndarray, every: np.ndarray, samples: Sequence[np.ndarray], fit: str
+    values: np.ndarray, people: np.ndarray, samples: Sequence[np.ndarray], fit: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """SROCC, KROCC and PLCC, each (1 + draws,): of all points, then of every sample."""
+    """SROCC, KROCC and PLCC, each one number for every sample, of which the first is all points."""
     fitted = logistic(values, people) if fit == "logistic" else values
-    everything = [*every, *samples]
-    srocc = np.array([_pearson(stats.rankdata(values[s]), stats.rankdata(people[s])) for s in everything])
-    krocc = np.array([stats.kendalltau(values[s], people[s]).statistic for s in everything])
-    plcc = np.array([_pearson(fitted[s], people[s]) for s in everything])
+    srocc = np.array([_pearson(stats.rankdata(values[s]), stats.rankdata(people[s])) for s in samples])
+    krocc = np.array([stats.kendalltau(values[s], people[s]).statistic for s in samples])
+    plcc = np.array([_pearson(fitted[s], people[s]) for s in samples])
     return srocc, krocc, plcc
 
 
@@ -314,6 +315,7 @@ def logistic(values: np.ndarray, people: np.ndarray) -> np.ndarray:
     """The values on the human scale: the four-parameter logistic curve that fits best.
 
     (n,) x 2 -> (n,)
+    Errors: DataError when no curve can be found.
     Source: VQEG 2000, Final report on the validation of objective models of video quality assessment, section 4.
     """
     scale = values.std() or 1.0
@@ -324,5 +326,10 @@ def logistic(values: np.ndarray, people: np.ndarray) -> np.ndarray:
 
     start = (people.max(), people.min(), 0.0, 1.0)
     bounds = ((-np.inf, -np.inf, -np.inf, 1e-3), np.inf)
-    found, _ = optimize.curve_fit(curve, x, people, p0=start, bounds=bounds, maxfev=20_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of its covariance, which is not asked for
+        try:
+            found, _ = optimize.curve_fit(curve, x, people, p0=start, bounds=bounds, maxfev=20_000)
+        except RuntimeError as error:
+            raise DataError(f"no logistic curve fits these values: {error} Leave out --fit.") from error
     return curve(x, *found)
