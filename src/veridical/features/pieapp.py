@@ -1,6 +1,5 @@
 """PieAPP's network: what people would say of a patch's errors, and how much they would look at it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -56,8 +55,3 @@ class PieAPPNetwork(nn.Module):
     def _parameter(self, name: str) -> Tensor:
         tensor: Tensor = getattr(self, name)
         return tensor
-
-
-def pieapp_needs(options: Mapping[str, object]) -> tuple[str, ...]:
-    """The weights' name, unless a file is given."""
-    return () if options.get("weights") else ("pieapp",)

@@ -12,7 +12,6 @@ from veridical.core.colour import luma, luma_studio
 from veridical.core.image import check_pair
 from veridical.core.options import check_choice, check_whole
 from veridical.distances import dists_needs, lpips_needs
-from veridical.features.pieapp import pieapp_needs
 from veridical.metrics.full_reference import (
     build_cw_ssim,
     build_dists,
@@ -33,8 +32,8 @@ from veridical.metrics.no_reference import (
     build_pi,
     build_sharpness_q,
     pi_needs,
-    weights_needed,
 )
+from veridical.metrics.parts import weights_needed
 
 EXAMPLE = "psnr(channel=y)"
 
@@ -138,7 +137,7 @@ METRICS: dict[str, MetricEntry] = {
         higher_is_better=False,
         range="about 0 up",
         source="Prashnani et al. 2018, arXiv:1806.02067",
-        needs=pieapp_needs,
+        needs=weights_needed("pieapp"),
     ),
     "sharpness-q": MetricEntry(
         build_sharpness_q,

@@ -1,6 +1,5 @@
 """Builders of the metrics that compare an image with its reference; the table is in `metrics/__init__.py`."""
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -19,17 +18,7 @@ from veridical.measures.pieapp import STRIDE as PIEAPP_STRIDE
 from veridical.measures.ssim import SCALE_WEIGHTS, check_window, least_size
 from veridical.measures.vif import LEAST_PX as VIF_LEAST_PX
 from veridical.measures.vif import Variant as VIFVariant
-
-
-class OfPair(nn.Module):
-    """A pure function of two images, with the least size that it needs."""
-
-    def __init__(self, function: Callable[..., Tensor], min_size: int) -> None:
-        super().__init__()
-        self.function, self.min_size = function, min_size
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.function(prediction, target)
+from veridical.metrics.parts import OfPair
 
 
 class OfPatches(nn.Module):

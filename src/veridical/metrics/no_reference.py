@@ -1,10 +1,10 @@
 """Builders of the metrics that look at one image alone; the table is in `metrics/__init__.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from veridical.core.options import check_choice
 from veridical.features import weights as files
@@ -14,17 +14,7 @@ from veridical.measures.laplacian_variance import LEAST_PX as LAPLACIAN_LEAST_PX
 from veridical.measures.niqe import LEAST_PX as NIQE_LEAST_PX
 from veridical.measures.nrqm import LEAST_PX as NRQM_LEAST_PX
 from veridical.measures.sharpness_q import PATCH, THRESHOLD, Variant
-
-
-class OfImage(nn.Module):
-    """A pure function of one image, with the least size that it needs: the target is not looked at."""
-
-    def __init__(self, function: Callable[..., Tensor], min_size: int) -> None:
-        super().__init__()
-        self.function, self.min_size = function, min_size
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002
-        return self.function(prediction)
+from veridical.metrics.parts import OfImage, weights_needed
 
 
 def build_sharpness_q(*, variant: Variant = "singular") -> nn.Module:
@@ -57,11 +47,6 @@ def build_pi(*, niqe_weights: str | None = None, nrqm_weights: str | None = None
     """Perceptual index ((10 - NRQM) + NIQE) / 2, by default on Y without its 4 px of border."""
     pristine, model = files.load("niqe", path=niqe_weights).tensors, files.load("nrqm", path=nrqm_weights).tensors
     return OfImage(partial(perceptual_index, pristine=pristine, model=model), max(NIQE_LEAST_PX, NRQM_LEAST_PX))
-
-
-def weights_needed(name: str, option: str = "weights") -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
-    """The pretrained file that a metric reads unless its option gives another."""
-    return lambda options: () if options.get(option) else (name,)
 
 
 def pi_needs(options: Mapping[str, Any]) -> tuple[str, ...]:
