@@ -12,14 +12,17 @@ def resize(image: Tensor, factor: Fraction) -> Tensor:
 
     The top left corners of both grids coincide.
     """
-    rows = _resize_rows(image, factor)
-    return _resize_rows(rows.transpose(-1, -2), factor).transpose(-1, -2).contiguous()
+    return _resize(image, factor, factor)
 
 
 def resize_to(image: Tensor, height: int, width: int) -> Tensor:
     """`resize` to a given size, with a factor of its own for each side: (..., H, W) -> (..., height, width)."""
-    rows = _resize_rows(image, Fraction(height, image.shape[-2]))
-    return _resize_rows(rows.transpose(-1, -2), Fraction(width, image.shape[-1])).transpose(-1, -2).contiguous()
+    return _resize(image, Fraction(height, image.shape[-2]), Fraction(width, image.shape[-1]))
+
+
+def _resize(image: Tensor, down: Fraction, across: Fraction) -> Tensor:
+    rows = _resize_rows(image, down)
+    return _resize_rows(rows.transpose(-1, -2), across).transpose(-1, -2).contiguous()
 
 
 def _resize_rows(image: Tensor, factor: Fraction) -> Tensor:
