@@ -11,6 +11,7 @@ from tests.photographs import photograph
 from veridical.benchmark import agreement
 from veridical.benchmark.cases import Case
 from veridical.benchmark.peers import Peer, plain
+from veridical.benchmark.supply import Supply
 from veridical.cli import app
 from veridical.comparison.score import pairs_of
 from veridical.core.errors import UnknownName
@@ -50,6 +51,22 @@ def test_the_largest_difference_is_of_one_image(pairs: tuple[Path, Path], monkey
     assert row.largest == pytest.approx(6, abs=1e-3)
     assert (row.image, row.images, row.note, row.random) == ("2", 3, "adds the error", False)
     assert found.missing == {"psnr: broken": "RuntimeError: not today", "psnr: absent": "not installed"}
+
+
+def test_random_weights_are_said_of_every_metric_that_has_them(
+    pairs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second metric on the same network, too."""
+    peer = (Peer("l1", plain(lambda prediction, target: (prediction - target).abs().mean())),)
+    cases = tuple(Case(spec, peer, metric=True) for spec in ("lpips", "lpips(net=alex)", "psnr"))
+    monkeypatch.setattr("veridical.benchmark.run.CASES", cases)
+    monkeypatch.setattr(agreement, "Supply", lambda: Supply(always_random=True))
+    found = agreement.agree(pairs_of(*pairs), "3 pairs")
+    assert [(row.metric, row.random) for row in found.rows] == [
+        ("lpips", True),
+        ("lpips(net=alex)", True),
+        ("psnr", False),
+    ]
 
 
 def test_the_command_writes_a_page(pairs: tuple[Path, Path], tmp_path: Path) -> None:

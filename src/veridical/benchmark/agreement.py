@@ -17,6 +17,7 @@ from veridical.benchmark.supply import RANDOM, Supply
 from veridical.comparison.score import Pair
 from veridical.core.errors import VeridicalError
 from veridical.core.files import read_image
+from veridical.metrics import needs as metric_needs
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ def _of_case(
     case: Case, pairs: Sequence[Pair], supply: Supply, absent: Mapping[str, str], missing: dict[str, str]
 ) -> list[Agreement]:
     device = torch.device("cpu")
-    before = set(supply.origins)
     try:
         mine = build_ours(case, supply, device)
     except (VeridicalError, RuntimeError) as error:
@@ -92,7 +92,7 @@ def _of_case(
             missing[f"{case.spec}: {peer.name}"] = peers.why(error)
             continue
         contestants[peer.name] = peer
-    random = any(supply.origins[name] == RANDOM for name in set(supply.origins) - before)
+    random = any(supply.origins.get(name) == RANDOM for name in metric_needs(case.spec))
     ours: list[float] = []
     theirs: dict[str, list[float]] = {name: [] for name in calls}
     for pair in pairs:
