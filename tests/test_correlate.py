@@ -197,7 +197,10 @@ def test_the_losses_of_a_run_against_a_scale(tmp_path: Path) -> None:
     losses = ("input", "l1", "l2", "lpips", "ssim")
     (tmp_path / "comparison.json").write_text(
         json.dumps(
-            {"metrics": [{"label": "psnr", "higher_is_better": True}, {"label": "lpips", "higher_is_better": False}]}
+            {
+                "losses": [{"name": name, "slug": name} for name in losses],
+                "metrics": [{"name": "psnr", "higher_is_better": True}, {"name": "lpips", "higher_is_better": False}],
+            }
         )
     )
     pl.DataFrame(

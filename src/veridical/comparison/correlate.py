@@ -12,9 +12,9 @@ import torch
 from scipy import optimize, special, stats
 from torch import Tensor, nn
 
-from veridical.comparison.evaluate import build_metrics
-from veridical.comparison.folder import read_json
-from veridical.comparison.score import Measured, Pair, by_stem, score_pairs
+from veridical.comparison.evaluate import Measured, build_metrics
+from veridical.comparison.run import column_of, read_about, read_rows
+from veridical.comparison.score import Pair, by_stem, check_references, score_pairs
 from veridical.comparison.statistics import Interval
 from veridical.core.errors import DataError, VeridicalError
 from veridical.core.files import find_images
@@ -179,9 +179,7 @@ def correlate_images(
     Errors: DataError when a scored image or its reference is missing; as `score` and `correlate`.
     """
     measures: list[Measured] = [*build_metrics(metrics), *(LossValue(loss(spec)) for spec in losses)]
-    needing = [one.name for one in measures if one.reference]  # type: ignore[attr-defined]
-    if references is None and needing:
-        raise DataError(f"{', '.join(needing)} compare with a reference: name the folder of references, too.")
+    check_references(measures, references)
     images = _finder(folder)
     originals = _finder(references) if references is not None else None
     pairs = []
@@ -189,7 +187,7 @@ def correlate_images(
         reference = human.references[k] if human.references else name
         pairs.append(Pair(name, images(name), originals(reference) if originals else None))
     scored = score_pairs(pairs, measures, device=device, on_image=on_image)
-    higher = {one.name: bool(one.higher_is_better) for one in measures}  # type: ignore[attr-defined]
+    higher = {one.name: one.higher_is_better for one in measures}
     return correlate(scored.rows, higher, human, skipped=scored.skipped, fit=fit, draws=draws, seed=seed)
 
 
@@ -215,11 +213,9 @@ def correlate_run(folder: Path, human: Human, *, fit: str = "none", draws: int =
 
     Errors: DataError when the folder holds no comparison, and as `correlate`.
     """
-    about = read_json(folder / "comparison.json")
-    if not about or not (folder / "rows.parquet").is_file():
-        raise DataError(f"{folder} holds no finished comparison. Expected the folder of a `veridical compare`.")
-    higher = {str(one["label"]): bool(one["higher_is_better"]) for one in about["metrics"]}
-    rows = pl.read_parquet(folder / "rows.parquet").filter(pl.col("metric").is_in(list(higher)))
+    about, rows = read_about(folder), read_rows(folder)
+    higher = {one.name: one.higher_is_better for one in (column_of(entry, rows) for entry in about["metrics"])}
+    rows = rows.filter(pl.col("metric").is_in(list(higher)))
     means = rows.group_by("loss", "metric", maintain_order=True).agg(pl.col("value").mean())
     return correlate(means.rename({"loss": "image"}), higher, human, fit=fit, draws=draws, seed=seed)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import polars as pl
 import torch
@@ -18,6 +19,20 @@ from veridical.training.data import EvaluationPair
 
 # Above this a whole image needs more memory than it is worth: it goes through the model in tiles.
 _WHOLE_PX = 4_000_000
+
+
+class Measured(Protocol):
+    """What a metric is here: (N, C, H, W) x 2 -> (N,), each image by itself."""
+
+    name: str
+    reference: bool
+    higher_is_better: bool
+
+    @property
+    def min_size(self) -> int: ...
+    def to(self, device: torch.device) -> Any: ...
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
 
 Row = dict[str, str | float]
 
@@ -90,14 +105,22 @@ def restored(model: nn.Module, pair: EvaluationPair, device: torch.device) -> Te
     return quantise(result.float()).cpu()
 
 
-@torch.no_grad()
 def score_image(
     prediction: Tensor, target: Tensor, metrics: Sequence[Metric], device: torch.device
 ) -> Iterator[tuple[str, float]]:
     """(name, value) per metric, of one pair (C, H, W)."""
-    prediction, target = prediction[None].to(device), target[None].to(device)
+    for name, (value,) in score_images(prediction[None], target[None], metrics, device):
+        yield name, value
+
+
+@torch.no_grad()
+def score_images(
+    prediction: Tensor, target: Tensor, metrics: Sequence[Measured], device: torch.device
+) -> Iterator[tuple[str, list[float]]]:
+    """(name, the value of each image) per metric, of pairs (N, C, H, W)."""
+    prediction, target = prediction.to(device), target.to(device)
     for one in metrics:
-        yield one.name, float(one.to(device)(prediction, target)[0])
+        yield one.name, one.to(device)(prediction, target).tolist()
 
 
 def rows_of(

@@ -61,16 +61,16 @@ def read_run(run: Path, *, only: str = "") -> Run:
     """
     if not run.is_dir():
         raise DataError(f"there is no run folder {run}. {_EXPECTED}.")
-    about = _json(run / "comparison.json")
+    about = read_about(run)
     recipe = _text(run / "recipe.toml")
-    rows = _read_rows(run)
+    rows = read_rows(run)
     if only:
         kept = rows.filter(pl.col("image").str.starts_with(only))
         if kept.is_empty():
             some = ", ".join(rows["image"].unique(maintain_order=True).head(3))
             raise DataError(f"the run {run} has no images whose names begin with {only!r}; it has {some}, ...")
         rows = kept
-    columns = [_column(entry, rows) for entry in about["metrics"]]
+    columns = [column_of(entry, rows) for entry in about["metrics"]]
     entries, failed = [], []
     present = set(rows["loss"].to_list())
     for i, loss in enumerate(about["losses"]):
@@ -104,7 +104,12 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error}). {_EXPECTED}.") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_about(run: Path) -> dict[str, Any]:
+    """What comparison.json of a run says.
+
+    Errors: DataError when it is missing, damaged, or lacks what a report needs.
+    """
+    path = run / "comparison.json"
     try:
         about = json.loads(_text(path))
     except json.JSONDecodeError as error:
@@ -120,7 +125,11 @@ def _json(path: Path) -> dict[str, Any]:
     return about
 
 
-def _read_rows(run: Path) -> pl.DataFrame:
+def read_rows(run: Path) -> pl.DataFrame:
+    """The rows of a run, with the columns of SCHEMA.
+
+    Errors: DataError when they are missing, unreadable or empty.
+    """
     parquet, csv = run / "rows.parquet", run / "rows.csv"
     try:
         if parquet.is_file():
@@ -144,7 +153,7 @@ def _read_rows(run: Path) -> pl.DataFrame:
     return rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
 
 
-def _column(metric: dict[str, Any], rows: pl.DataFrame) -> Column:
+def column_of(metric: dict[str, Any], rows: pl.DataFrame) -> Column:
     """A metric of comparison.json; the rows call it by its label (with its options) or by its name."""
     name, label = str(metric["name"]), str(metric.get("label") or metric["name"])
     key = label if label in set(rows["metric"].to_list()) else name

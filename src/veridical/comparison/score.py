@@ -5,30 +5,18 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from veridical.comparison.evaluate import build_metrics
+from veridical.comparison.evaluate import Measured, build_metrics, score_images
 from veridical.core.errors import DataError
 from veridical.core.files import find_images, read_image
 from veridical.training.device import choose_device
 
 SCHEMA = {"image": pl.String, "metric": pl.String, "value": pl.Float64}
 BATCH_PX = 2**22  # of one batch on an accelerator: 4 megapixels keep LPIPS below 2 GB
-
-
-class Measured(Protocol):
-    """What a metric is here: (N, C, H, W) x 2 -> (N,), each image by itself."""
-
-    name: str
-
-    @property
-    def min_size(self) -> int: ...
-    def to(self, device: torch.device) -> Any: ...
-    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -67,11 +55,15 @@ def score(
              its partner is skipped.
     """
     built = build_metrics(metrics)
-    if reference is None:
-        needing = [one.name for one in built if one.reference]
-        if needing:
-            raise DataError(f"{', '.join(needing)} compare with a reference: name the reference file or folder, too.")
+    check_references(built, reference)
     return score_pairs(pairs_of(out, reference), built, device=device, on_image=on_image, table=table)
+
+
+def check_references(metrics: Sequence[Measured], reference: Path | None) -> None:
+    """Errors: DataError when there is no reference for those that need one."""
+    needing = [one.name for one in metrics if one.reference]
+    if needing and reference is None:
+        raise DataError(f"{', '.join(needing)} compare with a reference: name the reference file or folder, too.")
 
 
 def score_pairs(
@@ -92,12 +84,15 @@ def score_pairs(
                 skipped.append(batch)
                 done += 1
             else:
-                for name, label, value in _values(*batch, metrics, target_device):
-                    write(name, label, value)
-                    names.append(name)
-                    labels.append(label)
-                    values.append(value)
-                done += len(batch[0])
+                found, prediction, target = batch
+                by_metric = dict(score_images(prediction, target, metrics, target_device))
+                for k, name in enumerate(found):
+                    for label, of_images in by_metric.items():
+                        write(name, label, of_images[k])
+                        names.append(name)
+                        labels.append(label)
+                        values.append(of_images[k])
+                done += len(found)
             if on_image:
                 on_image(done, len(pairs))
         if not names:
@@ -163,16 +158,6 @@ def _batches(
 
 def _gains_by_batches(device: torch.device) -> bool:
     return device.type != "cpu"
-
-
-def _values(
-    names: Sequence[str], prediction: Tensor, target: Tensor, metrics: Sequence[Measured], device: torch.device
-) -> Iterator[tuple[str, str, float]]:
-    prediction, target = prediction.to(device), target.to(device)
-    by_metric = [(one.name, one.to(device)(prediction, target).tolist()) for one in metrics]
-    for k, name in enumerate(names):
-        for label, values in by_metric:
-            yield name, label, values[k]
 
 
 def _read(pair: Pair, metrics: Sequence[Measured]) -> tuple[Tensor, Tensor]:
