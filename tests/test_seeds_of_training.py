@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.heard import Heard
 from tests.photographs import QUICK, quick_recipe, write_photographs
 from tests.test_cli import QUICK as OPTIONS
 from tests.test_cli import veridical
@@ -21,7 +22,7 @@ from veridical.comparison import sweep
 from veridical.comparison.report import read_run, write_report
 from veridical.comparison.restore import load_model
 from veridical.comparison.statistics import SCHEMA
-from veridical.comparison.sweep import Observer, compare
+from veridical.comparison.sweep import compare
 from veridical.core.errors import NonFiniteLoss, RecipeError
 from veridical.losses import Loss, at_seed, loss
 from veridical.training.recipe import load_recipe
@@ -30,35 +31,19 @@ MOVES = ("training.steps=8", "training.lr=0.02")  # so far that an image of 8 bi
 NOISY = "degradation=gaussian-noise(sigma_8bit=20)"
 
 
-class _Heard(Observer):
-    """Remembers what it was told."""
+class _Heard(Heard):
+    """Hears errors as notes, too, and how many trainings there will be."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.ends: list[tuple[str, str]] = []
-        self.trained: list[str] = []
-        self.starts: list[int] = []
-        self.begun: tuple[list[str], int] = ([], 0)
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+    begun: tuple[list[str], int] = ([], 0)
 
     def begins(self, folder: Path, trainings: Any, steps: int, seeds: int = 1) -> None:
         del folder, steps
         self.begun = (list(trainings), seeds)
 
-    def loss_begins(self, name: str) -> None:
-        self.trained.append(name)
-
-    def started(self, total_steps: int, start_step: int) -> None:
-        del total_steps
-        self.starts.append(start_step)
-
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        del seconds
-        self.ends.append((name, status))
+        super().loss_ends(name, status, seconds, error)
         if error:
-            self.said.append(error)
+            self.notes.append(error)
 
 
 @pytest.fixture

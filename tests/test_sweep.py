@@ -11,37 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.heard import Heard
 from tests.photographs import QUICK, quick_recipe, write_photographs
 from veridical.comparison import sweep
-from veridical.comparison.sweep import DEMO_LOSSES, Observer, compare, demo_recipe, initial_model
+from veridical.comparison.sweep import DEMO_LOSSES, compare, demo_recipe, initial_model
 from veridical.core.errors import DataError, NonFiniteLoss, RecipeError, UnknownName, WeightsMissing
 from veridical.features import mdf
 from veridical.losses import at_task
 from veridical.training.recipe import load_recipe
-
-
-class _Heard(Observer):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.ends: list[tuple[str, str]] = []
-        self.trained: list[str] = []
-        self.starts: list[int] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def loss_begins(self, name: str) -> None:
-        self.trained.append(name)
-
-    def started(self, total_steps: int, start_step: int) -> None:
-        del total_steps
-        self.starts.append(start_step)
-
-    def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        del seconds, error
-        self.ends.append((name, status))
 
 
 @pytest.fixture
@@ -154,7 +131,7 @@ def test_a_finished_comparison_is_not_trained_again(data: Path, tmp_path: Path) 
     recipe = quick_recipe(data, 'losses=["l1"]')
     compare(recipe, tmp_path / "run")
     before = (tmp_path / "run" / "rows.parquet").read_bytes()
-    heard = _Heard()
+    heard = Heard()
     compare(recipe, tmp_path / "run", heard)
     assert heard.trained == []
     assert heard.ends == [("l1", "kept")]
@@ -165,7 +142,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_weights(data: Path, tmp_path: 
     """Stopped in the second loss, after its checkpoint at step 2."""
     recipe = quick_recipe(data, 'losses=["l2", "l1"]', "training.steps=4", "training.checkpoint_every=2")
 
-    class Stop(_Heard):
+    class Stop(Heard):
         def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
             del total, terms, rate
             if self.trained[-1] == "l1" and step == 3:
@@ -177,7 +154,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_weights(data: Path, tmp_path: 
     assert [each["status"] for each in about["losses"]] == ["done", "waiting"]
     assert set(pl.read_parquet(tmp_path / "run" / "rows.parquet")["loss"]) == {"input", "l2"}
 
-    heard = _Heard()
+    heard = Heard()
     compare(recipe, tmp_path / "run", heard)
     assert heard.ends == [("l2", "kept"), ("l1", "done")]
     assert heard.starts == [2]
@@ -188,7 +165,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_weights(data: Path, tmp_path: 
 
 def test_a_loss_can_be_added_to_a_finished_comparison(data: Path, tmp_path: Path) -> None:
     compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "run")
-    heard = _Heard()
+    heard = Heard()
     compare(quick_recipe(data, 'losses=["l2", "l1"]'), tmp_path / "run", heard)
     assert heard.ends == [("l2", "done"), ("l1", "kept")]
     assert set(pl.read_parquet(tmp_path / "run" / "rows.parquet")["loss"]) == {"input", "l1", "l2"}
@@ -196,7 +173,7 @@ def test_a_loss_can_be_added_to_a_finished_comparison(data: Path, tmp_path: Path
 
 def test_other_metrics_evaluate_again_without_training(data: Path, tmp_path: Path) -> None:
     compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "run")
-    heard = _Heard()
+    heard = Heard()
     compare(quick_recipe(data, 'losses=["l1"]', 'metrics=["psnr(channel=y)"]'), tmp_path / "run", heard)
     assert heard.ends == [("l1", "done")]
     assert heard.starts == []
@@ -239,7 +216,7 @@ def test_a_loss_that_diverges_is_recorded_and_the_others_go_on(data: Path, tmp_p
         "        error = (prediction - data).flatten(1)\n"
         "        return error.abs().mean(1) * (float('nan') if self.training else 1.0)\n"
     )
-    heard = _Heard()
+    heard = Heard()
     losses = f'losses={{"boom" = "{own}:Exploding", "l1" = "l1"}}'
     run = compare(quick_recipe(data, losses), tmp_path / "run", heard)
     assert heard.ends == [("boom", "failed"), ("l1", "done")]
@@ -297,7 +274,7 @@ def test_losses_whose_weights_cannot_be_had_are_named(data: Path, tmp_path: Path
 
 @pytest.mark.usefixtures("no_weights")
 def test_the_demo_leaves_them_out_and_says_so(data: Path, tmp_path: Path) -> None:
-    heard = _Heard()
+    heard = Heard()
     recipe = quick_recipe(data, 'losses=["l1", "vgg16"]')
     run = compare(recipe, tmp_path / "run", heard, leave_out=True)
     assert heard.ends == [("l1", "done")]
@@ -309,7 +286,7 @@ def test_the_demo_leaves_them_out_and_says_so(data: Path, tmp_path: Path) -> Non
 def test_default_metrics_give_way_and_those_asked_for_do_not(data: Path, tmp_path: Path) -> None:
     plain = [setting for setting in QUICK if not setting.startswith("metrics")]
     recipe = load_recipe(None, [*plain, f"data.train={data}", 'losses=["l1"]'])
-    heard = _Heard()
+    heard = Heard()
     run = compare(recipe, tmp_path / "run", heard)
     assert [each["name"] for each in _about(run)["metrics"]] == ["psnr", "ssim", "sharpness-q"]
     assert any("the metric lpips was left out" in note for note in heard.notes)
@@ -322,7 +299,7 @@ def test_default_metrics_give_way_and_those_asked_for_do_not(data: Path, tmp_pat
 
 
 def test_without_evaluation_data_some_photographs_are_held_out(data: Path, tmp_path: Path) -> None:
-    heard = _Heard()
+    heard = Heard()
     run = compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "run", heard)
     (image,) = _about(run)["images"]
     assert f"no evaluation data was named, so 1 photograph is held out: {image['name']}" in heard.notes
@@ -333,7 +310,7 @@ def test_photographs_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) ->
     """One folder inside the other."""
     photos = write_photographs(tmp_path / "photos")
     write_photographs(photos / "test", 2, seed=20)
-    heard = _Heard()
+    heard = Heard()
     recipe = quick_recipe(photos, f"data.evaluate={photos / 'test'}", 'losses=["l1"]')
     run = compare(recipe, tmp_path / "run", heard)
     assert _about(run)["dataset"]["train"].startswith("4 photographs")
@@ -385,7 +362,7 @@ def test_the_recipe_in_the_folder_continues_a_run_whose_default_metrics_gave_way
     recipe = load_recipe(None, [*plain, f"data.train={data}", f"data.evaluate={images}", 'losses=["l1"]'])
     run = compare(recipe, tmp_path / "run")
     assert len(_about(run)["images"]) == 3
-    heard = _Heard()
+    heard = Heard()
     compare(load_recipe(run / "recipe.toml"), run, heard)
     assert heard.ends == [("l1", "kept")]
 
@@ -395,7 +372,7 @@ def test_images_that_a_new_metric_leaves_out_are_no_other_photographs(data: Path
     write_photographs(images / "small", 1, seed=9)
     recipe = [f"data.evaluate={images}", 'losses=["l1"]']
     compare(quick_recipe(data, *recipe), tmp_path / "run")
-    heard = _Heard()
+    heard = Heard()
     run = compare(quick_recipe(data, *recipe, 'metrics=["ms-ssim"]'), tmp_path / "run", heard)
     assert heard.starts == []  # nothing is trained again
     assert heard.notes == ["1 of 3 evaluation images left out, as ms-ssim needs 161 px: small/photo0"]
@@ -408,7 +385,7 @@ def test_one_tiny_image_does_not_cost_a_metric(data: Path, tmp_path: Path) -> No
     write_photographs(images / "thumbnails", 1, height=9, width=9)
     plain = [setting for setting in QUICK if not setting.startswith("metrics")]
     recipe = load_recipe(None, [*plain, f"data.train={data}", f"data.evaluate={images}", 'losses=["l1"]'])
-    heard = _Heard()
+    heard = Heard()
     run = compare(recipe, tmp_path / "run", heard)
     assert "ms-ssim" in [each["name"] for each in _about(run)["metrics"]]
     assert len(_about(run)["images"]) == 3
@@ -436,7 +413,7 @@ def test_the_report_is_told_what_repeats_the_run(data: Path, tmp_path: Path) -> 
 
 
 def test_a_recipe_without_photographs_says_that_the_demos_are_used(tmp_path: Path) -> None:
-    heard = _Heard()
+    heard = Heard()
     compare(load_recipe(None, [*QUICK, 'losses=["l1"]']), tmp_path / "run", heard)
     assert any("names no photographs" in note and "the demo's are used" in note for note in heard.notes)
 
@@ -471,7 +448,7 @@ def test_a_loss_that_met_a_full_device_is_tried_again(
         return real(model, loss, *rest, **more)
 
     recipe = quick_recipe(data, 'losses=["l2", "l1"]')
-    first, second = _Heard(), _Heard()
+    first, second = Heard(), Heard()
     with monkeypatch.context() as patched:
         patched.setattr(sweep, "train", full)
         run = compare(recipe, tmp_path / "run", first)
@@ -534,7 +511,7 @@ def test_the_recipe_on_disk_and_the_run_name_the_task(data: Path, tmp_path: Path
     assert "weights of mdf-jpeg: sha256" in head
     assert "weights of mdf-denoise: sha256" in head
 
-    heard = _Heard()
+    heard = Heard()
     for again in (recipe, load_recipe(run / "recipe.toml")):  # both continue it
         compare(again, run, heard)
     assert heard.trained == []

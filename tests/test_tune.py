@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.heard import Heard
 from tests.photographs import QUICK, quick_recipe, write_photographs
 from veridical.cli import app
 from veridical.comparison import report, sweep
 from veridical.comparison.charts import dots
-from veridical.comparison.observer import Observer
 from veridical.comparison.sweep import compare
 from veridical.comparison.tune import Search, Searched, Trial, _suggested, tune
 from veridical.core.errors import BadOption, MissingExtra, NonFiniteLoss, RecipeError, VeridicalError
@@ -35,24 +35,6 @@ def data(tmp_path: Path) -> Path:
 def searched(data: Path, *more: str) -> Recipe:
     """Steps that move the model: a few, at a high learning rate."""
     return quick_recipe(data, LOSS, "training.lr=0.02", *more)
-
-
-class Heard(Observer):
-    def __init__(self) -> None:
-        self.ends: list[tuple[str, str]] = []
-        self.starts: list[int] = []
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def started(self, total_steps: int, start_step: int) -> None:
-        del total_steps
-        self.starts.append(start_step)
-
-    def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        del seconds, error
-        self.ends.append((name, status))
 
 
 def found(search: Search) -> list[tuple[str, float | None]]:
