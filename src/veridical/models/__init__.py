@@ -1,11 +1,10 @@
-"""Restorers: degraded (N, C, H, W) -> restored (N, C, H, W), of any size. They import torch only."""
+"""Restorers: degraded (N, C, H, W) -> restored (N, C, s*H, s*W), of any size. They import torch only."""
 
-from torch import nn
-
+from veridical.models.base import Restorer
 from veridical.models.dncnn import DnCNN
 from veridical.models.unet import UNet
 
-__all__ = ["MODELS", "DnCNN", "UNet"]
+__all__ = ["MODELS", "DnCNN", "Restorer", "UNet"]
 
 # name -> class; its keyword arguments are the options.
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "dncnn": DnCNN}
+MODELS: dict[str, type[Restorer]] = {"unet": UNet, "dncnn": DnCNN}

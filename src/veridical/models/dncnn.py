@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
+from veridical.models.base import Restorer, check_options
 
-class DnCNN(nn.Module):
+
+class DnCNN(Restorer):
     """DnCNN: 3x3 convolutions with ReLU that predict what is wrong with the image: output = input - noise.
 
     Batch norm sits behind every convolution but the first and the last. With `batch_norm=False` every
@@ -26,10 +28,9 @@ class DnCNN(nn.Module):
 
     def __init__(self, *, channels: int = 3, depth: int = 17, width: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
-        for option, value, least in (("channels", channels, 1), ("depth", depth, 2), ("width", width, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{option} of dncnn must be a whole number of at least {least}; got {value!r}.")
+        check_options("dncnn", channels=(channels, 1), depth=(depth, 2), width=(width, 1))
         self.channels = channels
+        self.radius_px = depth
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -49,9 +50,5 @@ class DnCNN(nn.Module):
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.model = nn.Sequential(*layers, last)
 
-    def forward(self, image: Tensor) -> Tensor:
-        if image.ndim != 4 or image.shape[1] != self.channels:
-            raise ValueError(
-                f"this dncnn restores images of shape (N, {self.channels}, H, W); got {tuple(image.shape)}."
-            )
+    def body(self, image: Tensor) -> Tensor:
         return image - self.model(image)

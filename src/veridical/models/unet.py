@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from veridical.models.base import Restorer, check_options
 
-class UNet(nn.Module):
+
+class UNet(Restorer):
     """U-Net with five convolutions a level and an input residual: output = input + correction.
 
     Every block is `convs` times (3x3 convolution without bias, batch norm, GELU). Down by max-pooling, up by
@@ -28,11 +30,11 @@ class UNet(nn.Module):
 
     def __init__(self, *, channels: int = 3, width: int = 16, levels: int = 4, convs: int = 5) -> None:
         super().__init__()
-        for option, value in {"channels": channels, "width": width, "levels": levels, "convs": convs}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option} of unet must be a whole number of at least 1; got {value!r}.")
+        check_options("unet", channels=(channels, 1), width=(width, 1), levels=(levels, 1), convs=(convs, 1))
         self.channels = channels
         self.multiple = 2**levels
+        # Every level twice, down and up, each of its convolutions looking 2**level px further; and the coarsest grid.
+        self.radius_px = convs * (2 * (2**levels - 1) + 2**levels) + 2**levels - 1
         widths = [width * 2**level for level in range(levels + 1)]
         inputs = [channels, *widths]
         self.down = nn.ModuleList(_block(inputs[i], widths[i], convs) for i in range(levels))
@@ -45,13 +47,8 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(width, channels, kernel_size=1, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, image: Tensor) -> Tensor:
-        if image.ndim != 4 or image.shape[1] != self.channels:
-            raise ValueError(
-                f"this unet restores images of shape (N, {self.channels}, H, W); got {tuple(image.shape)}."
-            )
-        height, width = image.shape[-2:]
-        x = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+    def body(self, image: Tensor) -> Tensor:
+        x = image
         skips = []
         for block in self.down:
             x = block(x)
@@ -60,7 +57,7 @@ class UNet(nn.Module):
         x = self.bridge(x)
         for enlarge, block in zip(self.enlarge, self.up, strict=True):
             x = block(torch.cat((enlarge(x), skips.pop()), dim=1))  # (N, 2 * width of the level, h, w)
-        return image + self.out(x)[..., :height, :width]
+        return image + self.out(x)
 
 
 def _block(channels_in: int, channels_out: int, convs: int) -> nn.Sequential:
