@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from veridical.benchmark import peers, report, run
 from veridical.benchmark.cases import CASES, PACKAGES, Target
-from veridical.benchmark.measure import Images, Memory, Times, interleaved, peak_memory
+from veridical.benchmark.measure import Images, Times, interleaved, peak_memory
 from veridical.benchmark.peers import Peer
 from veridical.benchmark.roofline import Rates, Work, count
 from veridical.benchmark.run import OURS, Measured, Result, Row, Settings
@@ -21,6 +21,7 @@ from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import NAMES, features, trunks
 from veridical.cli import app
 from veridical.core.errors import UnknownName, VeridicalError
+from veridical.core.memory import Memory
 from veridical.features import FrozenNetwork
 from veridical.features.weights import FILES
 from veridical.losses import LOSSES, needs

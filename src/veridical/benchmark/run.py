@@ -20,13 +20,14 @@ from torch import Tensor
 from veridical import __version__
 from veridical.benchmark import peers
 from veridical.benchmark.cases import CASES, PACKAGES, WITHOUT_DEPENDENCIES, Case, Target
-from veridical.benchmark.measure import Call, Images, Memory, Times, interleaved, peak_memory
+from veridical.benchmark.measure import Call, Images, Times, interleaved, peak_memory
 from veridical.benchmark.peers import Peer
 from veridical.benchmark.roofline import Rates, Work, count, measure_rates
 from veridical.benchmark.supply import Supply
 from veridical.benchmark.trunks import trunks
 from veridical.core.catalog import nearest
 from veridical.core.errors import UnknownName, VeridicalError
+from veridical.core.memory import Memory
 from veridical.core.options import check_number, check_whole
 from veridical.losses import LOSSES, loss, needs
 from veridical.metrics import metric
