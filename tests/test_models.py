@@ -1,6 +1,7 @@
 """What holds for every model of the table, and the numbers of each."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
@@ -13,97 +14,219 @@ from torch import nn
 
 from tests.shared import shared_data
 from veridical import models
-from veridical.models import MODELS, DnCNN, UNet
+from veridical.models import MODELS, DnCNN, Restorer, UNet
+
+# THE TABLE OF SMALL OPTIONS. Every model of MODELS has one line here: the options with which it is so small that the
+# contract below takes a moment. Whoever adds a model adds its line; the contract then holds for it.
+SMALL: dict[str, dict[str, object]] = {
+    "unet": {"width": 4, "levels": 2, "convs": 2},
+    "dncnn": {"width": 8, "depth": 5},
+}
+
+# Those that promise to return their input before they are trained, so that every loss starts from the degraded image.
+RETURN_THEIR_INPUT_UNTRAINED = ("unet", "dncnn")
+
+SIZES = [(1, 1), (1, 17), (16, 16), (31, 50)]
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def small(name: str, channels: int = 3) -> nn.Module:
-    """A narrow model that does something: its last layer is not zero, its batch norms have seen images."""
+def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def untrained(name: str, channels: int = 3) -> Restorer:
+    if name not in SMALL:
+        pytest.fail(f"MODELS has {name!r}, but the table SMALL of tests/test_models.py has no line for it: add one.")
     torch.manual_seed(0)
-    model = {
-        "unet": lambda: UNet(channels=channels, width=4),
-        "dncnn": lambda: DnCNN(channels=channels, width=8),
-    }
-    built = model[name]()
-    last = [module for module in built.modules() if isinstance(module, nn.Conv2d)][-1]
-    nn.init.normal_(last.weight, std=0.1)
-    for module in built.modules():
+    return MODELS[name](channels=channels, **SMALL[name])
+
+
+def small(name: str, channels: int = 3) -> Restorer:
+    """A small model that does something: no weight that starts at zero is still zero, its batch norms saw images."""
+    model = untrained(name, channels)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    built.train()(torch.rand(4, channels, 32, 32, generator=seeded(0)))
-    return built.eval()
+    with torch.no_grad():
+        model.train()(images(4, channels, 32, 32))
+    return model.eval()
 
 
 def trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def test_every_model_has_a_line_of_small_options():
+    assert sorted(SMALL) == sorted(MODELS), "the table SMALL of tests/test_models.py must name every model of MODELS"
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (16, 16), (31, 50)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_size_comes_out_as_it_went_in(name, size, channels):
-    image = torch.rand(2, channels, *size, generator=seeded(0))
-    with torch.inference_mode():
-        out = small(name, channels)(image)
-    assert out.shape == image.shape
-    assert out.isfinite().all()
-    assert not torch.equal(out, image)
+def test_any_size_comes_out_as_it_went_in_times_the_scale(name, channels):
+    model = small(name, channels)
+    for height, width in SIZES:
+        image = images(2, channels, height, width)
+        with torch.inference_mode():
+            out = model(image)
+        assert out.shape == (2, channels, model.scale * height, model.scale * width)
+        assert out.dtype == image.dtype
+        assert out.isfinite().all()
+        assert model.scale != 1 or not torch.equal(out, image)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", RETURN_THEIR_INPUT_UNTRAINED)
 def test_an_untrained_model_returns_its_input(name):
-    image = torch.rand(2, 3, 20, 20, generator=seeded(0))
+    image = images(2, 3, 20, 20)
     assert torch.equal(MODELS[name]()(image), image)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_images_of_one_batch_do_not_influence_each_other(name):
     model = small(name).double()
-    a, b, c = torch.rand(3, 1, 3, 24, 24, generator=seeded(0), dtype=torch.float64)
+    a, b, c = images(3, 1, 3, 24, 24, dtype=torch.float64)
     with torch.inference_mode():
         with_b, with_c = (model(torch.cat((a, other)))[0] for other in (b, c * 100))
         alone = model(a)[0]
-    assert torch.equal(with_b, with_c)
-    torch.testing.assert_close(with_b, alone)
+    torch.testing.assert_close(with_b, with_c, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(with_b, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_last_stage_is_the_image_and_every_stage_has_a_weight(name):
+    model = small(name)
+    image = images(2, 3, 17, 26)
+    with torch.inference_mode():
+        stages = model.stages(image)
+        out = model(image)
+    assert len(model.stage_weights) == len(stages)
+    assert all(weight >= 0 for weight in model.stage_weights)
+    assert model.stage_weights[-1] > 0
+    assert torch.equal(stages[-1], out)
+    for stage in stages:
+        assert stage.shape[:2] == out.shape[:2]
+        assert stage.shape[-2] <= out.shape[-2]
+        assert stage.shape[-1] <= out.shape[-1]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_learns_one_image_by_heart(name):
-    torch.manual_seed(0)
-    model = {"unet": UNet(width=8, levels=2, convs=2), "dncnn": DnCNN(depth=5, width=16)}[name]
-    sharp = torch.rand(1, 3, 16, 16, generator=seeded(1))
+    model = untrained(name).train()
+    sharp = images(1, 3, 16, 16, seed=1)
     degraded = sharp + 0.2 * torch.randn(1, 3, 16, 16, generator=seeded(2))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    sharp = sharp.repeat_interleave(model.scale, -1).repeat_interleave(model.scale, -2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(30):
         loss = (model(degraded) - sharp).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_used(name):
     model = small(name).train()
-    model(torch.rand(2, 3, 32, 32, generator=seeded(0))).square().mean().backward()
-    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    sum(stage.square().mean() for stage in model.stages(images(2, 3, 32, 32))).backward()
+    unused = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     assert unused == []
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_survive_saving_and_loading(name):
-    image = torch.rand(1, 3, 20, 20, generator=seeded(0))
+    image = images(1, 3, 20, 20)
     model, other = small(name), small(name)
     for parameter in other.parameters():
         nn.init.ones_(parameter)
     other.load_state_dict(model.state_dict())
     with torch.inference_mode():
         assert torch.equal(model(image), other(image))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiles_without_graph_breaks(name):
+    model = small(name)
+    image = images(1, 3, 18, 21)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), model(image))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_runs_in_bfloat16_and_agrees_with_float32(name):
+    """bfloat16 keeps 8 bits, which is 0.4 % at every layer: the results are within 3 % on average."""
+    model = small(name)
+    image = images(1, 3, 18, 21).bfloat16().float()
+    with torch.inference_mode():
+        exact = model(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            autocast = model(image)
+        reduced = model.bfloat16()(image.bfloat16())
+    assert reduced.dtype == torch.bfloat16
+    for found in (autocast, reduced):
+        assert (found.float() - exact).abs().mean() < 0.03 * exact.abs().mean()
+
+
+def reach_px(model: Restorer, side: int, *, upright: bool) -> tuple[int, int]:
+    """How far the pixels in the middle of a strip look along it, at most; and how far they can look, both ways."""
+    strip = images(1, 3, 8, side, dtype=torch.float64).requires_grad_()
+    image = strip.transpose(-1, -2) if upright else strip
+    out = model(image)
+    out = out.transpose(-1, -2) if upright else out
+    farthest = 0
+    middle = side // 2
+    # Every place of the middle relative to the coarsest grid of the model.
+    for column in range(middle, middle + model.multiple):
+        line = out[..., column * model.scale : (column + 1) * model.scale]
+        (gradient,) = torch.autograd.grad(line.sin().sum(), strip, retain_graph=True)
+        seen = gradient.abs().amax(dim=(0, 1, 2)).nonzero().flatten()
+        farthest = max(farthest, column - int(seen[0]), int(seen[-1]) - column)
+    return farthest, middle
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("upright", [False, True])
+def test_no_pixel_looks_farther_than_the_radius(name, upright):
+    model = small(name).double()
+    if model.radius_px is None:
+        farthest, limit = reach_px(model, 256, upright=upright)
+        assert farthest >= limit - model.multiple
+    else:
+        farthest, limit = reach_px(model, 2 * model.radius_px + 4 * model.multiple, upright=upright)
+        assert limit > model.radius_px
+        assert 0.5 * model.radius_px <= farthest <= model.radius_px
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_impossible_options_and_shapes_are_errors_that_say_so(name):
+    options = inspect.signature(MODELS[name]).parameters
+    assert all(option.kind is option.KEYWORD_ONLY for option in options.values())
+    assert "channels" in options
+    for option, parameter in options.items():
+        if isinstance(parameter.default, int) and not isinstance(parameter.default, bool):
+            with pytest.raises(ValueError, match=rf"{option} of {name} must be .*; got -1"):
+                MODELS[name](**{option: -1})
+    model = untrained(name)
+    for shape in ((1, 1, 8, 8), (3, 8, 8), (1, 3, 0, 8)):
+        with pytest.raises(ValueError, match=rf"\(N, 3, H, W\); got \({', '.join(map(str, shape))}\)"):
+            model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_says_what_it_is(name):
+    described = inspect.getdoc(MODELS[name])
+    for section in ("Shapes:", "Range:", "Args:", "Errors:", "Source:"):
+        assert section in described, section
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -115,21 +238,12 @@ def test_parameter_counts_are_the_published_ones():
 
 def test_unet_pads_by_replication():
     model = small("unet", channels=1)
-    image = torch.rand(1, 1, 14, 29, generator=seeded(0))
+    image = images(1, 1, 14, 29)
     padded = torch.cat((image, image[..., -1:].expand(-1, -1, -1, 3)), dim=-1)
     padded = torch.cat((padded, padded[..., -1:, :].expand(-1, -1, 2, -1)), dim=-2)
     assert padded.shape[-2:] == (16, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(image), model(padded)[..., :14, :29])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_impossible_options_and_shapes_are_errors_that_say_so(name):
-    for option in ("channels", "width"):
-        with pytest.raises(ValueError, match=f"{option} of {name} must be a whole number of at least 1; got 0"):
-            MODELS[name](**{option: 0})
-    with pytest.raises(ValueError, match=r"\(N, 3, H, W\); got \(1, 1, 8, 8\)"):
-        MODELS[name]()(torch.zeros(1, 1, 8, 8))
 
 
 def test_models_import_torch_and_nothing_of_ours():
