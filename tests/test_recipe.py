@@ -151,3 +151,50 @@ def test_a_recipe_is_frozen():
         recipe.task = "denoise"
     with pytest.raises(FrozenInstanceError):
         recipe.training.steps = 1  # type: ignore[misc]
+
+
+def test_models_are_a_list_or_a_table_of_specs():
+    assert make_recipe({}).models is None
+    assert make_recipe({"models": ["unet", "dncnn(depth = 20)"]}).models == {
+        "unet": "unet",
+        "dncnn(depth = 20)": "dncnn(depth = 20)",
+    }
+    assert make_recipe({"models": {"small": "unet(width=8)"}}).models == {"small": "unet(width=8)"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"models": []}, "models is empty; name at least one, as in models = "),
+        ({"models": ["unet", "unet"]}, "models names unet twice"),
+        ({"models": ["unet", 3]}, "models must be specs in quotes"),
+        ({"classical": ["wiener", "wiener"]}, "classical names wiener twice"),
+        ({"models": ["unet"], "model": {"name": "unet"}}, "models and model.name are both set"),
+        ({"models": ["unet"], "model": {"width": 8}}, r"models = \['unet\(width=8\)'\]"),
+        ({"models": ["unet"], "init": "runs/x/l1"}, "models and init are both set"),
+    ],
+)
+def test_models_and_methods_that_contradict_are_refused(values: dict[str, object], message: str):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(values)
+
+
+def test_methods_without_training_are_a_list_of_specs():
+    assert make_recipe({}).classical == ()
+    assert make_recipe({"classical": "wiener"}).classical == ("wiener",)
+    assert make_recipe({"classical": ["wiener", "richardson-lucy(iterations=20)"]}).classical[1] == (
+        "richardson-lucy(iterations=20)"
+    )
+
+
+def test_the_newer_keys_are_written_and_read_back_equal(tmp_path: Path):
+    recipe = make_recipe(
+        {
+            "models": ["unet", "dncnn"],
+            "classical": ["wiener"],
+            "data": {"pairs_evaluate": ["a", "b"], "kernels": "k"},
+            "training": {"optimizer": "sgd", "stages": [1, 0.5], "betas": [0.5, 0.9], "schedule": "step"},
+        }
+    )
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert load_recipe(tmp_path / "recipe.toml") == recipe

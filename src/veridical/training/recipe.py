@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from veridical.core.catalog import nearest
 from veridical.core.errors import RecipeError
@@ -25,12 +25,16 @@ class Data(_Part):
     evaluate:       folder of sharp photographs to evaluate on; without it, some of `train` are held out.
     pairs:          two folders of real pairs to train on: degraded, sharp.
     pairs_evaluate: two folders of real pairs to evaluate on; without it, some of `pairs` are held out.
+    kernels:        folder of .npy files, the measured blur kernels of the real pairs that are evaluated on, for what
+                    needs them (`classical`). A pair takes the kernel whose name its own ends with: im05_ker03 that of
+                    ker03.npy, kernel03.npy or kernel_03.npy.
     """
 
     train: str | None = None
     evaluate: str | None = None
     pairs: tuple[str, str] | None = Field(default=None, strict=False)
     pairs_evaluate: tuple[str, str] | None = Field(default=None, strict=False)
+    kernels: str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -60,10 +64,12 @@ class Model(_Part):
 
 
 class Recipe(_Part):
-    """One task, one model, one data set; several losses.
+    """One task, one data set; several losses, one model or several.
 
     degradation: a spec that takes the place of the task's own.
     losses:      name -> spec. A list in TOML gives each spec its own text as name.
+    models:      name -> spec, in place of `model.name`: each is trained with each loss. A list as for losses.
+    classical:   specs of methods without training, which are judged beside the models.
     init:        the folder of one loss of a finished run, runs/x/l1: every loss starts from its weights instead of
                  random ones, and the model is the one in it.
     out:         the run's folder.
@@ -72,6 +78,8 @@ class Recipe(_Part):
     task: str = "deblur"
     degradation: str | None = None
     losses: dict[str, str] = Field(default_factory=lambda: {"l2": "l2", "l1": "l1"})
+    models: dict[str, str] | None = None
+    classical: tuple[str, ...] = Field(default=(), strict=False)
     init: str | None = None
     metrics: tuple[str, ...] = Field(default=("psnr", "ssim", "ms-ssim", "lpips", "sharpness-q"), strict=False)
     data: Data = Data()
@@ -79,22 +87,24 @@ class Recipe(_Part):
     training: Settings = Settings()
     out: str | None = None
 
-    @field_validator("losses", mode="before")
+    @field_validator("losses", "models", mode="before")
     @classmethod
-    def _list_to_table(cls, losses: Any) -> Any:
-        if isinstance(losses, str):
-            losses = [losses]
-        if isinstance(losses, list | tuple):
-            if not all(isinstance(spec, str) for spec in losses):
-                raise ValueError(f"losses must be specs in quotes, but got {list(losses)!r}.")
-            specs = [" ".join(spec.split()) for spec in losses]
-            twice = sorted({spec for spec in specs if specs.count(spec) > 1})
-            if twice:
-                raise ValueError(f"losses names {', '.join(twice)} twice.")
-            losses = {spec: spec for spec in specs}
-        if isinstance(losses, dict) and not losses:
-            raise ValueError('losses is empty; name at least one, as in losses = ["l1", "l2"].')
-        return losses
+    def _list_to_table(cls, specs: Any, info: ValidationInfo) -> Any:
+        key = str(info.field_name)
+        if isinstance(specs, str):
+            specs = [specs]
+        if isinstance(specs, list | tuple):
+            specs = {spec: spec for spec in _specs(key, specs)}
+        if isinstance(specs, dict) and not specs:
+            example = {"losses": '["l1", "l2"]', "models": '["unet", "dncnn"]'}[key]
+            raise ValueError(f"{key} is empty; name at least one, as in {key} = {example}.")
+        return specs
+
+    @field_validator("classical", mode="before")
+    @classmethod
+    def _one_method_to_list(cls, methods: Any) -> Any:
+        methods = [methods] if isinstance(methods, str) else methods
+        return _specs("classical", methods) if isinstance(methods, list | tuple) else methods
 
     @field_validator("training", mode="before")
     @classmethod
@@ -114,6 +124,20 @@ class Recipe(_Part):
             raise ValueError('metrics is empty; name at least one, as in metrics = ["psnr"].')
         return metrics
 
+    @model_validator(mode="after")
+    def _one_way_to_name_models(self) -> "Recipe":
+        if self.models is None:
+            return self
+        for key, given in (("model.name", self.model.name), ("init", self.init)):
+            if given is not None:
+                raise ValueError(f"models and {key} are both set; name the models in one place.")
+        if self.model.width is not None:
+            raise ValueError(
+                f"models and model.width are both set; write the width where it belongs: "
+                f"models = ['unet(width={self.model.width})']."
+            )
+        return self
+
     def to_toml(self) -> str:
         """The recipe as TOML, with every default written out; `load_recipe` reads it back to an equal recipe.
 
@@ -121,6 +145,17 @@ class Recipe(_Part):
         True
         """
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def _specs(key: str, specs: Sequence[Any]) -> list[str]:
+    """The specs of a list, each with single spaces. Errors: ValueError for anything but text, and for one twice."""
+    if not all(isinstance(spec, str) for spec in specs):
+        raise ValueError(f"{key} must be specs in quotes, but got {list(specs)!r}.")
+    found = [" ".join(spec.split()) for spec in specs]
+    twice = sorted({spec for spec in found if found.count(spec) > 1})
+    if twice:
+        raise ValueError(f"{key} names {', '.join(twice)} twice.")
+    return found
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
