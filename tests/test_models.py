@@ -21,6 +21,10 @@ from veridical.models import MODELS, DnCNN, Restorer, UNet
 SMALL: dict[str, dict[str, object]] = {
     "unet": {"width": 4, "levels": 2, "convs": 2},
     "dncnn": {"width": 8, "depth": 5},
+    "edsr": {"width": 8, "blocks": 2},
+    "srresnet": {"width": 8, "blocks": 2},
+    "rrdbnet": {"width": 8, "blocks": 1, "growth": 4},
+    "nafnet": {"width": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)},
 }
 
 # Those that promise to return their input before they are trained, so that every loss starts from the degraded image.
