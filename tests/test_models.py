@@ -25,6 +25,9 @@ SMALL: dict[str, dict[str, object]] = {
     "srresnet": {"width": 8, "blocks": 2},
     "rrdbnet": {"width": 8, "blocks": 1, "growth": 4},
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)},
+    "mprnet": {"width": 8, "unet_step": 4, "full_step": 4, "cabs": 1},
+    "hinet": {"width": 4, "depth": 3},
+    "restormer": {"width": 8, "blocks": (1, 1, 1, 1), "refinement": 1},
 }
 
 # Those that promise to return their input before they are trained, so that every loss starts from the degraded image.

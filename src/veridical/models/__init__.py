@@ -3,7 +3,10 @@
 from veridical.models.base import Restorer
 from veridical.models.dncnn import DnCNN
 from veridical.models.edsr import EDSR
+from veridical.models.hinet import HINet
+from veridical.models.mprnet import MPRNet
 from veridical.models.nafnet import NAFNet
+from veridical.models.restormer import Restormer
 from veridical.models.rrdbnet import RRDBNet
 from veridical.models.srresnet import SRResNet
 from veridical.models.unet import UNet
@@ -12,9 +15,12 @@ __all__ = [
     "EDSR",
     "MODELS",
     "DnCNN",
+    "HINet",
+    "MPRNet",
     "NAFNet",
     "RRDBNet",
     "Restorer",
+    "Restormer",
     "SRResNet",
     "UNet",
 ]
@@ -27,4 +33,7 @@ MODELS: dict[str, type[Restorer]] = {
     "srresnet": SRResNet,
     "rrdbnet": RRDBNet,
     "nafnet": NAFNet,
+    "hinet": HINet,
+    "mprnet": MPRNet,
+    "restormer": Restormer,
 }
