@@ -11,7 +11,6 @@ as they are. Then they learn from the same prediction; both have moved when the 
 import atexit
 import contextlib
 import hashlib
-import math
 import shutil
 import signal
 import threading
@@ -32,11 +31,10 @@ from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import batches
 from veridical.training.device import choose_device
+from veridical.training.optimisation import learning_rate, make_optimizer
 from veridical.training.rows import TrainingRows
 from veridical.training.settings import Settings
-
-# The learning rate ends at this share of where it began.
-FINAL_LR = 0.01
+from veridical.training.stages import spread_over, stage_weights
 
 
 class Observer(Protocol):
@@ -62,7 +60,8 @@ class LossModule(Protocol):
     def batches_to_calibrate(self) -> int: ...
     def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]: ...
     def learn(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
-    def with_terms(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def prepare(self, target: Tensor) -> Any: ...
+    def with_terms(self, prediction: Tensor, target: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
     def terms(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]: ...
     def to(self, device: torch.device) -> object: ...
     def train(self) -> object: ...
@@ -144,8 +143,8 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(_accelerators(fabric.device)))
         torch.manual_seed(settings.seed)  # of dropout, for models that have any
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-        trained, optimizer = fabric.setup(model, optimizer)
+        trained, optimizer = fabric.setup(model, make_optimizer(settings, model.parameters()))
+        stages = _Stages(model, trained, settings)
         loss.to(fabric.device)
         loss.train()
         stack.callback(loss.eval)
@@ -196,15 +195,17 @@ def train(
         for step, (degraded, sharp) in enumerate(stream, start=start + 1):
             degraded = degraded.to(fabric.device, non_blocking=True)  # (B, C, H, W)
             sharp = sharp.to(fabric.device, non_blocking=True)
-            lr = _learning_rate(settings, step)
+            lr = learning_rate(settings, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
             with fabric.autocast():
-                prediction = trained(degraded)
-                total, terms = loss.with_terms(prediction, sharp)
+                results = stages(degraded)
+                total, terms = spread_over(loss, results, sharp, stages.weights)
             fabric.backward(total)
-            learned = loss.learn(prediction.detach(), sharp) if loss.learns else {}
+            learned = loss.learn(results[-1].detach(), sharp) if loss.learns else {}
+            if settings.clip_gradient:
+                fabric.clip_gradients(trained, optimizer, max_norm=settings.clip_gradient, error_if_nonfinite=False)
             # The scaler of float16 meets infinite gradients by design, and passes over their steps.
             gradients = None if settings.precision == "16-mixed" else _gradient_size(model)
             sentinel.see(step, total, terms, gradients, learned)
@@ -265,6 +266,12 @@ class _PlainFabric:
 
     def backward(self, total: Tensor) -> None:
         total.backward()
+
+    def clip_gradients(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, max_norm: float, error_if_nonfinite: bool
+    ) -> None:
+        del optimizer
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
 
 
 def _fabric(settings: Settings) -> Any:
@@ -339,10 +346,20 @@ def _calibrate(
 # -- the parts of a step --------------------------------------------------------------------------------
 
 
-def _learning_rate(settings: Settings, step: int) -> float:
-    """Half a cosine from lr at the first step to FINAL_LR * lr at the last; step counts from 1."""
-    progress = (step - 1) / max(settings.steps - 1, 1)
-    return settings.lr * (FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * progress)))
+class _Stages:
+    """The results of the model's stages that a training needs: all, or the last where no other counts."""
+
+    def __init__(self, model: nn.Module, trained: nn.Module, settings: Settings) -> None:
+        self.trained = trained
+        self.weights = stage_weights(model, settings.stages)
+        self.several = any(self.weights[:-1])
+        if not self.several:
+            self.weights = self.weights[-1:]
+        elif hasattr(trained, "mark_forward_method"):  # Fabric's wrapper sees to precision and gradients in `forward`
+            trained.mark_forward_method("stages")
+
+    def __call__(self, degraded: Tensor) -> tuple[Tensor, ...]:
+        return self.trained.stages(degraded) if self.several else (self.trained(degraded),)
 
 
 def _gradient_size(model: nn.Module) -> Tensor:
