@@ -20,6 +20,7 @@ class Restorer(nn.Module):
     radius_px:     how far, in px of the input and in every direction, a pixel of the result looks; None where it sees
                    the whole image (attention or a mean over it).
     stage_weights: what each of its stages counts in the loss, as its authors trained it; the last is the result.
+    uses_kernel:   whether `forward` and `stages` take the blur's `kernel`, (h, w), too.
     KEYS:          (pattern, replacement) in order, for `re.sub`: from the keys of the authors' published files to ours.
 
     Shapes: (N, channels, H, W) -> (N, channels, scale * H, scale * W), any H, W >= 1.
@@ -33,6 +34,7 @@ class Restorer(nn.Module):
     padding: str = "replicate"
     radius_px: int | None = None
     stage_weights: tuple[float, ...] = (1.0,)
+    uses_kernel: bool = False
     KEYS: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def body(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
