@@ -28,6 +28,12 @@ SMALL: dict[str, dict[str, object]] = {
     "mprnet": {"width": 8, "unet_step": 4, "full_step": 4, "cabs": 1},
     "hinet": {"width": 4, "depth": 3},
     "restormer": {"width": 8, "blocks": (1, 1, 1, 1), "refinement": 1},
+    # One scale: no gradient passes between several, and by gradients the contract measures how far a pixel looks.
+    "srn": {"width": 4, "blocks": 1, "scales": 1, "lstm": True},
+    "dsdeblur": {"width": 4, "scales": 1},
+    "xydeblur": {"width": 4, "blocks": 1},
+    "ddnet": {"width": 8, "blocks": 2, "border": 16},
+    "ifan": {"width": 4, "iterations": 2},
 }
 
 # Those that promise to return their input before they are trained, so that every loss starts from the degraded image.
