@@ -48,18 +48,20 @@ class Restorer(nn.Module):
     def stages(self, image: Tensor) -> tuple[Tensor, ...]:
         """What every stage gives, from the first to the last, which is the final image; earlier ones may be smaller."""
         self.check(image)
+        if self.multiple == 1:
+            found = self.body(image)
+            return found if isinstance(found, tuple) else (found,)
         height, width = image.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        padded = F.pad(image, (0, right, 0, below), mode=self.padding) if below or right else image
-        found = self.body(padded)
+        # Written as multiples, and done for every size, so that torch.export needs to know nothing about the size.
+        to_height, to_width = (-(-side // self.multiple) * self.multiple for side in (height, width))
+        found = self.body(F.pad(image, (0, to_width - width, 0, to_height - height), mode=self.padding))
         every = found if isinstance(found, tuple) else (found,)
         # A stage of a quarter of the size keeps a quarter of the pixels, rounded up.
-        return tuple(
-            each[
-                ..., : -(-height * each.shape[-2] // padded.shape[-2]), : -(-width * each.shape[-1] // padded.shape[-1])
-            ]
-            for each in every
+        earlier = (
+            each[..., : -(-height * each.shape[-2] // to_height), : -(-width * each.shape[-1] // to_width)]
+            for each in every[:-1]
         )
+        return (*earlier, every[-1][..., : self.scale * height, : self.scale * width])
 
     def check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.channels or image.numel() == 0:
