@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list
+from veridical.core.errors import BadOption
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,19 +20,34 @@ def restore_photographs(
     inputs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
     run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results; never the input's.")],
-    tile: Annotated[int, typer.Option(help="Side of a tile, in pixels; more needs more memory.")] = 512,
-    overlap: Annotated[int, typer.Option(help="What neighbouring tiles share, in pixels.")] = 64,
+    tile: Annotated[
+        str,
+        typer.Option(metavar="auto|N", help="Side of a tile, in pixels; more needs more memory. auto: 512 or more."),
+    ] = "auto",
+    overlap: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N", help="What neighbouring tiles share, in pixels. auto: as far as the model looks."
+        ),
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16 or fp16.")] = "32-true",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Keep results of an earlier call, and go on with the others.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="A CSV file: source, destination, seconds, status, reason.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Restore photographs with a model that a comparison has trained.
 
-    Any size; alpha, orientation, 8 or 16 bits, colour profile and grey stay as they are. Results are PNG (TIFF for
-    TIFF). A file that cannot be read is reported and skipped; the status is then 1.
+    Any size; alpha, orientation, 8 or 16 bits, colour profile, EXIF, dpi and grey stay as they are. Results are PNG
+    (TIFF for TIFF). A file that cannot be read or restored is skipped, and listed at the end; the status is then 1.
     """
     from veridical.comparison.restore import restore
 
-    safe.where, safe.again = out, "run the same command again with --overwrite, or with the files that are left"
+    safe.where, safe.again = out, "each file is whole: go on by the same command with --skip-existing"
     with counter("restoring") as advance:
 
         def on_image(number: int, total: int, source: Path, reason: str | None) -> None:
@@ -40,12 +56,35 @@ def restore_photographs(
                 complain(f"skipped: {reason}")
 
         result = restore(
-            run, inputs, out, tile=tile, overlap=overlap, overwrite=overwrite, device=device, on_image=on_image
+            run,
+            inputs,
+            out,
+            tile=_pixels("tile", tile),
+            overlap=_pixels("overlap", overlap),
+            precision=precision,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            device=device,
+            report=report,
+            on_image=on_image,
+            note=complain,
         )
-    print(f"restored {counted(len(result.written), 'photograph')} into {out}")
+    kept = f"; {counted(len(result.present), 'result')} of an earlier call kept" if result.present else ""
+    print(f"restored {counted(len(result.written), 'photograph')} into {out}{kept}")
     if result.skipped:
-        complain(f"skipped {counted(len(result.skipped), 'file')} that cannot be read")
+        complain(f"skipped {counted(len(result.skipped), 'file')} that cannot be read or restored:")
+        for source, reason in result.skipped:
+            complain(f"  {source}: {reason}")
         raise typer.Exit(1)
+
+
+def _pixels(option: str, given: str) -> int | None:
+    """The number of an option auto|N; None for auto."""
+    if given == "auto":
+        return None
+    if not given.isascii() or not given.isdigit():
+        raise BadOption(f"--{option} must be auto or a number of pixels; got {given!r}.")
+    return int(given)
 
 
 @app.command("score")

@@ -71,6 +71,7 @@ class ImageFile:
     bits:   8 or 16, of each sample in the file.
     icc:    the colour profile, as it stands in the file (pixels are not converted), or None.
     exif:   EXIF bytes with the orientation reset, since the pixels are upright, or None.
+    dpi:    pixels per inch, (across, down), upright, or None.
     """
 
     pixels: Tensor
@@ -78,6 +79,7 @@ class ImageFile:
     bits: int
     icc: bytes | None
     exif: bytes | None
+    dpi: tuple[float, float] | None = None
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -117,7 +119,7 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
     try:
-        samples, bits, icc, exif = _decode(data)
+        samples, bits, icc, exif, dpi = _decode(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} is too large: {error} Images up to {Image.MAX_IMAGE_PIXELS} pixels are read."
@@ -138,11 +140,14 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
         pixels = pixels.repeat(3, 1, 1)
     elif channels == 1:
         pixels = luma(pixels[None])[0]
-    return ImageFile(pixels, alpha, bits, icc, exif)
+    return ImageFile(pixels, alpha, bits, icc, exif, dpi)
 
 
-def _decode(data: bytes) -> tuple[np.ndarray, int, bytes | None, bytes | None]:
-    """Upright samples (H, W, 1 to 4) as uint8 or uint16, their bits, the colour profile, the EXIF bytes."""
+_Decoded = tuple[np.ndarray, int, bytes | None, bytes | None, tuple[float, float] | None]
+
+
+def _decode(data: bytes) -> _Decoded:
+    """Upright samples (H, W, 1 to 4) as uint8 or uint16, their bits, the colour profile, the EXIF bytes, the dpi."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -150,14 +155,15 @@ def _decode(data: bytes) -> tuple[np.ndarray, int, bytes | None, bytes | None]:
         orientation, exif = _metadata(image)
     with image:
         icc = image.info.get("icc_profile") or None
+        dpi = _resolution(image, orientation)
         if image.format == "TIFF":
             orientation = 1  # Pillow and OpenCV turn a TIFF by themselves, and no other format
         if _is_deep_colour(image, data):
-            return _turn(_decode_deep_colour(data), orientation), 16, icc, exif
+            return _turn(_decode_deep_colour(data), orientation), 16, icc, exif, dpi
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             samples = np.asarray(image).astype(np.uint16)[..., None]
-            return _turn(samples, orientation), 16, icc, exif
+            return _turn(samples, orientation), 16, icc, exif, dpi
         if image.mode in ("I", "F"):
             raise DataError(
                 "its samples are 32-bit numbers, whose range is not known. Convert it to a 16-bit PNG first."
@@ -169,7 +175,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, int, bytes | None, bytes | None]:
             mode = "RGBA" if see_through else "RGB"
         upright = image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
         samples = np.asarray(upright.convert(mode))
-        return _turn(samples if samples.ndim == 3 else samples[..., None], orientation), 8, icc, exif
+        return _turn(samples if samples.ndim == 3 else samples[..., None], orientation), 8, icc, exif, dpi
 
 
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
@@ -215,6 +221,17 @@ def _metadata(image: Image.Image) -> tuple[int, bytes | None]:
         return 1, None
 
 
+def _resolution(image: Image.Image, orientation: int) -> tuple[float, float] | None:
+    """Pixels per inch (across, down) of the upright image; None where the file says none, or nonsense."""
+    try:
+        across, down = (float(each) for each in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not 0 < across < 1e6 or not 0 < down < 1e6:
+        return None
+    return (down, across) if orientation in (5, 6, 7, 8) else (across, down)
+
+
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation on (H, W, C)."""
     if orientation in (5, 6, 7, 8):
@@ -234,13 +251,14 @@ def write_image(
     bits: int = 8,
     icc: bytes | None = None,
     exif: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> None:
     """Write an image in the format of the path's suffix: clamped to [0, 1], rounded to nearest, atomically.
 
     JPEG is written at quality 95 without chroma subsampling, WebP without loss. A 16-bit TIFF has no EXIF.
 
     Shapes: pixels (3 or 1, H, W), alpha (1, H, W).
-    Args:   bits: 8, or 16 for PNG and TIFF.
+    Args:   bits: 8, or 16 for PNG and TIFF. dpi: pixels per inch (across, down); WebP has no place for it.
     Errors: DataError for a suffix that is unknown or cannot hold the alpha or the depth (it says which can),
             and for pixels that are not finite. OSError with its path when the disk refuses.
     """
@@ -261,7 +279,7 @@ def write_image(
         )
     samples = _samples(path, pixels, alpha, bits)
     try:
-        data = _encode(samples, suffix, bits, icc, exif)
+        data = _encode(samples, suffix, bits, icc, exif, dpi)
     except (OSError, ValueError, struct.error) as error:
         raise DataError(f"cannot write {path}: encoding {samples.shape} as {suffix} failed ({error}).") from error
     atomic_write(path, data)
@@ -285,25 +303,35 @@ def _samples(path: Path, pixels: Tensor, alpha: Tensor | None, bits: int) -> np.
     return np.ascontiguousarray(whole.permute(1, 2, 0).numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 
-def _encode(samples: np.ndarray, suffix: str, bits: int, icc: bytes | None, exif: bytes | None) -> bytes:
+def _encode(
+    samples: np.ndarray,
+    suffix: str,
+    bits: int,
+    icc: bytes | None,
+    exif: bytes | None,
+    dpi: tuple[float, float] | None,
+) -> bytes:
     if bits == 16:
-        return _encode_deep_png(samples, icc, exif) if suffix == ".png" else _encode_deep_tiff(samples, icc)
+        return _encode_deep_png(samples, icc, exif, dpi) if suffix == ".png" else _encode_deep_tiff(samples, icc, dpi)
     image = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)  # L, LA, RGB or RGBA
+    resolution = {"dpi": dpi} if dpi else {}
     stream = io.BytesIO()
     if suffix == ".png":
-        image.save(stream, "PNG", icc_profile=icc, exif=exif or b"")
+        image.save(stream, "PNG", icc_profile=icc, exif=exif or b"", **resolution)
     elif suffix in (".jpg", ".jpeg"):
-        image.save(stream, "JPEG", quality=95, subsampling=0, icc_profile=icc, exif=exif or b"")
+        image.save(stream, "JPEG", quality=95, subsampling=0, icc_profile=icc, exif=exif or b"", **resolution)
     elif suffix == ".webp":
         image.save(stream, "WEBP", lossless=True, exact=True, icc_profile=icc or b"", exif=exif or b"")
     elif suffix in (".tif", ".tiff"):
-        image.save(stream, "TIFF", compression="tiff_adobe_deflate", icc_profile=icc, exif=exif or b"")
+        image.save(stream, "TIFF", compression="tiff_adobe_deflate", icc_profile=icc, exif=exif or b"", **resolution)
     else:
-        image.save(stream, "BMP")
+        image.save(stream, "BMP", **resolution)
     return stream.getvalue()
 
 
-def _encode_deep_png(samples: np.ndarray, icc: bytes | None, exif: bytes | None) -> bytes:
+def _encode_deep_png(
+    samples: np.ndarray, icc: bytes | None, exif: bytes | None, dpi: tuple[float, float] | None
+) -> bytes:
     """16-bit PNG of (H, W, 1 to 4) uint16; each row less the row above (filter Up). PNG 1.2."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -317,12 +345,14 @@ def _encode_deep_png(samples: np.ndarray, icc: bytes | None, exif: bytes | None)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
     if icc:
         data += chunk(b"iCCP", b"icc\0\0" + zlib.compress(icc))
+    if dpi:
+        data += chunk(b"pHYs", struct.pack(">IIB", *(round(each / 0.0254) for each in dpi), 1))  # per metre
     if exif:
         data += chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     return data + chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)) + chunk(b"IEND", b"")
 
 
-def _encode_deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
+def _encode_deep_tiff(samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None) -> bytes:
     """16-bit little-endian TIFF of (H, W, 1 to 4) uint16: one strip, deflate, horizontal predictor. TIFF 6.0.
 
     Grey with alpha becomes RGBA, because Pillow cannot read the former.
@@ -333,7 +363,8 @@ def _encode_deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
     has_alpha = channels == 4
     left = np.concatenate([np.zeros_like(samples[:, :1]), samples[:, :-1]], axis=1)
     strip = zlib.compress((samples - left).astype("<u2").tobytes(), 6)
-    short, long, undefined = "H", "I", "B"
+    short, long, undefined, rational = "H", "I", "B", "II"
+    across, down = ([round(each * 1000), 1000] for each in dpi or (0.0, 0.0))
     fields: list[tuple[int, str, list[int] | bytes]] = [
         (256, long, [width]),
         (257, long, [height]),
@@ -344,7 +375,9 @@ def _encode_deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
         (277, short, [channels]),
         (278, long, [height]),
         (279, long, [len(strip)]),
+        *([(282, rational, across), (283, rational, down)] if dpi else []),
         (284, short, [1]),
+        *([(296, short, [2])] if dpi else []),  # inches
         (317, short, [2]),  # each sample less its left neighbour
         *([(338, short, [2])] if has_alpha else []),  # alpha that does not multiply the colours
         (339, short, [1] * channels),
@@ -354,13 +387,13 @@ def _encode_deep_tiff(samples: np.ndarray, icc: bytes | None) -> bytes:
     start = len(data) + 2 + 12 * len(fields) + 4  # of the values too long for their field
     entries, tail = b"", b""
     for tag, kind, values in fields:
-        packed = struct.pack(f"<{len(values)}{kind}", *values)
+        packed = struct.pack(f"<{len(values)}{kind[0]}", *values)
         if len(packed) > 4:
             offset = start + len(tail)
             tail += packed + b"\0" * (len(packed) % 2)
             packed = struct.pack("<I", offset)
-        code = {"H": 3, "I": 4, "B": 7}[kind]
-        entries += struct.pack("<HHI", tag, code, len(values)) + packed.ljust(4, b"\0")
+        code = {"H": 3, "I": 4, "B": 7, "II": 5}[kind]
+        entries += struct.pack("<HHI", tag, code, len(values) // len(kind)) + packed.ljust(4, b"\0")
     return data + struct.pack("<H", len(fields)) + entries + struct.pack("<I", 0) + tail
 
 
