@@ -3,7 +3,7 @@
 A module for each group of commands; importing it puts them on the application, in the order in which help lists them.
 """
 
-from veridical.cli import tables, weights, compare, images, learn, study, bench  # noqa: F401, I001
+from veridical.cli import tables, recipes, weights, compare, images, deconvolution, learn, study, bench  # noqa: F401, I001
 from veridical.cli.common import app
 
 __all__ = ["app", "main"]

@@ -98,20 +98,26 @@ class _Asked:
     """What a command that trains was asked for. values: keys of the recipe, None where not given."""
 
     recipe: Path | None
+    scale: str
     values: dict[str, object]
     settings: list[str]
     out: Path | None
     demo: bool
 
-    def chosen(self, losses: list[str] | None, seeds: int | None = None) -> tuple["Recipe", Path]:
-        """The recipe with these losses and so many training seeds, and the folder of the run."""
-        values = {**self.values, "losses": losses, "training.seeds": seeds}
-        recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo)
+    def chosen(self, losses: list[str] | None, **values: object) -> tuple["Recipe", Path]:
+        """The recipe with these losses and the values of other keys, None where not given; the folder of the run."""
+        values = {**self.values, "losses": losses, **values}
+        recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo, scale=self.scale)
         return recipe, _chosen_folder(recipe, self.out)
 
 
 def _training_options(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe (TOML). Options win over it.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe: a TOML file, or a name of: veridical recipes. Options win over it.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="Of the recipe: full, or small, which ends on two cores without a GPU.")
+    ] = "full",
     task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to evaluate on.")] = None,
@@ -168,7 +174,7 @@ def _training_options(
         "training.seed": seed,
         "training.device": device,
     }
-    return _Asked(recipe, values, settings or [], out, demo)
+    return _Asked(recipe, scale, values, settings or [], out, demo)
 
 
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
@@ -195,6 +201,14 @@ def compare_losses(
     losses: Annotated[
         str | None, typer.Option(help="Separated by commas: 'l2,spl-a,0.8*l2 + 0.2*lpips'. See: veridical losses.")
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="Separated by commas; each is trained with each loss: 'unet,nafnet'. See: veridical models."),
+    ] = None,
+    classical: Annotated[
+        str | None,
+        typer.Option(help="Methods without training, beside them: 'wiener,landweber'."),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -207,7 +221,14 @@ def compare_losses(
     from veridical.comparison.progress import display
     from veridical.comparison.sweep import compare
 
-    recipe, folder = asked.chosen(None if losses is None else split_list(losses, "losses"), seeds)
+    recipe, folder = asked.chosen(
+        None if losses is None else split_list(losses, "losses"),
+        **{
+            "models": None if models is None else split_list(models, "models"),
+            "classical": None if classical is None else split_list(classical, "classical methods"),
+            "training.seeds": seeds,
+        },
+    )
     with display() as observer:
         compare(recipe, folder, observer, leave_out=asked.demo)
     _print_result(folder)
@@ -246,22 +267,49 @@ def train_one(
 
 
 def _chosen_recipe(
-    recipe: Path | None, values: Mapping[str, object], settings: Sequence[str] | None, *, demo: bool
+    recipe: Path | None,
+    values: Mapping[str, object],
+    settings: Sequence[str] | None,
+    *,
+    demo: bool,
+    scale: str = "full",
 ) -> "Recipe":
-    """The recipe with the options of a command, None where not given, and then its --set."""
+    """The recipe at its scale with the options of a command, None where not given, and then its --set."""
     from veridical.comparison.sweep import demo_recipe
     from veridical.training.recipe import load_recipe
+    from veridical.training.recipes import about, is_name, read_values
 
     overrides = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     overrides += settings or []
     if demo and recipe is not None:
         raise VeridicalError(f"--demo is a recipe of its own; leave out either it or {recipe}.")
-    chosen = demo_recipe(overrides) if demo else load_recipe(recipe, overrides)
-    if not demo and recipe is None and not (chosen.data.train or chosen.data.pairs):
-        raise VeridicalError(
-            "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, --demo."
-        )
+    if recipe is None and scale != "full":
+        raise VeridicalError(f"--scale {scale} is of a recipe, but none was named. See: veridical recipes.")
+    if demo:
+        return demo_recipe(overrides)
+    written = {} if recipe is None else _without_other_models(read_values(recipe, scale), values)
+    chosen = load_recipe(written, overrides)
+    if scale == "full" and not (chosen.data.train or chosen.data.pairs):
+        if recipe is None:
+            raise VeridicalError(
+                "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, "
+                "--demo."
+            )
+        if is_name(recipe):
+            raise VeridicalError(
+                f"no photographs were named. Expected --data FOLDER. The data of the recipe {recipe}: "
+                f"{about(str(recipe)).data}. With --scale small, photographs that are at hand will do."
+            )
     return chosen
+
+
+def _without_other_models(written: dict[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
+    """The recipe less the models that it names in another way than an option does, which wins."""
+    if given.get("models") is not None and isinstance(written.get("model"), dict):
+        written["model"] = {key: value for key, value in written["model"].items() if key not in ("name", "width")}
+    if given.get("model.name") is not None:
+        written.pop("models", None)
+    return written
 
 
 def _chosen_folder(recipe: "Recipe", out: Path | None) -> Path:

@@ -1,5 +1,6 @@
 """The recipe: all that decides what a comparison computes, in one TOML file, checked before anything runs."""
 
+import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -158,8 +159,8 @@ def _specs(key: str, specs: Sequence[Any]) -> list[str]:
     return found
 
 
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a TOML file, or from the defaults, with `key=value` overrides in order.
+def load_recipe(source: Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file, from nested tables, or from the defaults, with `key=value` overrides in order.
 
     A value is read as TOML, and a bare word as a string: training.lr=2e-4, task=denoise, losses=["l1",
     "pdl"]. Relative paths in a recipe start at the current folder.
@@ -168,17 +169,23 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
             value.
     """
     values: dict[str, Any] = {}
-    if path is not None:
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe {path} is not TOML: {error}.") from error
+    if isinstance(source, Mapping):
+        values = copy.deepcopy(dict(source))
+    elif source is not None:
+        values = read_toml(Path(source))
     for override in overrides:
         _set(values, override)
     return make_recipe(values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a recipe's file. Errors: RecipeError when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} is not TOML: {error}.") from error
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
