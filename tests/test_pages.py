@@ -5,16 +5,28 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
+import veridical
 from veridical.cli import app
 from veridical.core.catalog import parse
 from veridical.degradations import degradation
 from veridical.losses import LOSSES
 from veridical.metrics import METRICS
+from veridical.models import MODELS
+from veridical.models.published_counts import CONFIGURATIONS, Configuration
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/adapter.md", "docs/fine-tuning.md", "docs/mdf.md", "docs/metrics.md", "docs/study.md")
+PAGES = (
+    "README.md",
+    "docs/adapter.md",
+    "docs/fine-tuning.md",
+    "docs/mdf.md",
+    "docs/metrics.md",
+    "docs/models.md",
+    "docs/study.md",
+)
 
 
 def commands(page: str) -> list[str]:
@@ -57,3 +69,24 @@ def test_the_page_of_metrics_has_their_table(capsys: pytest.CaptureFixture[str])
     table = capsys.readouterr().out
     assert table.count("\n") == len(METRICS) + 2
     assert table in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_models_has_their_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app(["models", "--markdown"])
+    table = capsys.readouterr().out
+    assert table.count("\n") >= len(MODELS) + 2
+    assert table in (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), (
+        "the table of docs/models.md is old: put in what `veridical models --markdown` prints"
+    )
+
+
+@pytest.mark.parametrize("known", [known for known in CONFIGURATIONS if known.published], ids=lambda known: known.spec)
+def test_a_model_has_as_many_parameters_as_were_published(known: Configuration) -> None:
+    with torch.device("meta"):
+        found = sum(parameter.numel() for parameter in veridical.model(known.spec).parameters())
+    if known.published.endswith(" M"):
+        rounded = known.published.removesuffix(" M")
+        assert f"{found / 1e6:.{len(rounded.partition('.')[2])}f}" == rounded
+    else:
+        assert f"{found:,}" == known.published

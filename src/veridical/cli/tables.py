@@ -1,7 +1,9 @@
 """The commands that list what there is by name: losses, metrics, degradations, models."""
 
+import inspect
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, cast
 
 import rich.console
 import rich.table
@@ -13,6 +15,7 @@ from veridical.core import catalog
 
 if TYPE_CHECKING:
     from veridical.losses.reference import Reference
+    from veridical.models import Restorer
 
 
 @app.command("losses")
@@ -130,12 +133,64 @@ def list_degradations(
 
 @app.command("models")
 @guarded
-def list_models(name: Annotated[str | None, typer.Argument(help="Show this model in full.")] = None) -> None:
+def list_models(
+    name: Annotated[str | None, typer.Argument(help="Show this model in full.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/models.md.")] = False,
+) -> None:
     """List the models, or show one with its options."""
     from veridical.models import MODELS
 
     if name is not None:
         print_entry(name, catalog.lookup(MODELS, name, "model"), [])
         return
-    print_table("Models", ("name", "what it is"), [(name, catalog.summary_of(model)) for name, model in MODELS.items()])
+    if markdown:
+        columns = ("model", "what it is", "parameters", "published", "scale", "stages", "radius", "source")
+        for line in (columns, ("---",) * len(columns), *_published_models()):
+            print(f"| {' | '.join(line)} |")
+        return
+    rows = [(name, catalog.summary_of(model), _parameters(_on_no_device(name))) for name, model in MODELS.items()]
+    print_table("Models", ("name", "what it is", "parameters"), rows)
     print("Options of one: veridical models NAME")
+
+
+def _published_models() -> Iterator[tuple[str, ...]]:
+    """A line for each model at its defaults, and one for each further network of it that was published."""
+    from veridical.models import MODELS
+    from veridical.models.published_counts import CONFIGURATIONS
+
+    for name, build in MODELS.items():
+        published = {each.spec: each for each in CONFIGURATIONS if each.spec.partition("(")[0] == name}
+        for spec in (name, *(spec for spec in published if spec != name)):
+            model = _on_no_device(spec)
+            known = published.get(spec)
+            radius = "whole image" if model.radius_px is None else f"{model.radius_px} px"
+            yield (
+                f"`{spec}`",
+                catalog.summary_of(build) if spec == name else "",
+                _parameters(model),
+                f"{known.published or '-'} ({known.origin})" if known else "-",
+                str(model.scale),
+                str(len(model.stage_weights)),
+                radius,
+                _source(build) if spec == name else "",
+            )
+
+
+def _on_no_device(spec: str) -> "Restorer":
+    """A model whose weights take no memory and no time: for its sizes."""
+    import torch
+
+    import veridical
+
+    with torch.device("meta"):
+        return cast("Restorer", veridical.model(spec))
+
+
+def _parameters(model: "Restorer") -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+
+
+def _source(build: object) -> str:
+    """The paper that a docstring names last, without what else it says of it."""
+    text = " ".join((inspect.getdoc(build) or "").partition("Source: ")[2].split())
+    return text.partition(";")[0].rstrip(".")
