@@ -24,12 +24,20 @@ def flip(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Landweber(Iterative):
-    """Accelerated Landweber-like iterations (aL), for any blur: adds the residual, blurred once more by the turned blur.
+    """Accelerated Landweber-like iterations (aL), for any blur: adds the residual, blurred by the turned blur.
 
     Formula: e = flip(y - F(x)); x += flip((F(x + e) - F(x - e)) / 2), from x = y. For a linear F that is x += Fᵀ(y -
              F(x)).
     Weak:    without noise it needs hundreds of iterations; with noise it has to be stopped, which is what `stop` is
              for.
+    Args:    border: how the scene goes on outside the photograph: valid (not known, so estimated as far as it was
+             blurred into the picture), circular, reflect (repeats no edge pixel), replicate or zero. A black box has
+             its own.
+             iterations: at most so many. stop: discrepancy ends as soon as the standard deviation of y - F(x) is that
+                         of
+             the noise, where going on would only fit noise; iterations does not. tolerance: end, too, when an iteration
+             changes the estimate by less than this share of its norm; 0 for never. sigma_8bit: the noise's standard
+             deviation, of 255; None estimates it from the image (Immerkaer).
     Source:  Belyaev & Fayolle 2022, Black-box image deblurring and defiltering, doi:10.1016/j.image.2022.116833; their
              code (fayolle/bbDeblur_py) runs 500 iterations. 250 at most are those of the paper on sharpness Q as a
              loss; that the residual stops them is ours.
@@ -50,12 +58,12 @@ class Landweber(Iterative):
 
 @dataclass(frozen=True, kw_only=True)
 class RichardsonLucy(Iterative):
-    """Modified Richardson-Lucy iterations (mRL), for any blur: two corrections by ratios, one divides and one multiplies.
+    """Modified Richardson-Lucy iterations (mRL), for any blur: one ratio divides and one multiplies.
 
     Formula: x /= |flip(F(flip(F(x) / |y|)))|; then x *= flip(F(flip(y / |F(x)|))), from x = y.
     Weak:    as landweber; and images with much black, where ratios mean little.
-    Args:    floor: what divides is at least this, in units of the image: a quarter of an 8-bit level. The code of the
-             source adds 1e-16, and is thrown off by a pixel of pure black.
+    Args:    those of landweber, and floor: what divides is at least this, in units of the image: a quarter of an
+             8-bit level. The code of the source adds 1e-16, and is thrown off by a pixel of pure black.
     Source:  Belyaev & Fayolle 2022, as landweber; their code runs 500 iterations.
     """
 
@@ -89,7 +97,7 @@ class LevenbergMarquardt(Iterative):
     Formula: H = FFT(F(x)) / FFT(x); x += IFFT(conj(H) FFT(y - F(x)) / (|H|² + a)), from x = y.
     Weak:    with noise it overshoots after a few iterations, where `stop` ends it; with another border than circular
              or valid, H is only near the truth.
-    Args:    damping: a; None takes regularisation * sigma² / var(y).
+    Args:    those of landweber, and damping: a; None takes regularisation * sigma² / var(y).
              regularisation: 100 as in the source. 1000 takes more, smaller steps, and is better on Levin's photographs.
     Source:  Belyaev & Fayolle 2022, as landweber; their code runs 100 iterations.
     """

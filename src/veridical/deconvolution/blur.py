@@ -154,7 +154,7 @@ def observe(image: Tensor, blur: Tensor | BlackBox, *, border: str, extend: bool
 
 
 def _joined(image: Tensor, before: int, after: int, axis: int) -> Tensor:
-    """An axis made longer at both ends, so that it closes smoothly on itself: the last line goes over into the first."""
+    """An axis made longer at both ends, so that its last line goes over smoothly into its first."""
     first, last = image.narrow(axis, 0, 1), image.narrow(axis, image.shape[axis] - 1, 1)
     count = before + after
     shape = [1] * image.ndim

@@ -87,8 +87,8 @@ class DnCNNDenoiser:
             ) from error
         if net.channels != 1:
             raise DataError(
-                f"{path} is for images of {net.channels} channels; RED restores each channel by itself, so it needs the "
-                "weights for grey images."
+                f"{path} is for images of {net.channels} channels; RED restores each channel by itself, so it "
+                "needs the weights for grey images."
             )
         self.net = net.eval().requires_grad_(False)
 
@@ -104,7 +104,7 @@ DENOISERS: dict[str, Callable[..., Denoiser]] = {"bilateral": Bilateral, "dncnn"
 
 @functools.lru_cache(maxsize=4)
 def denoiser(spec: str) -> Denoiser:
-    """The denoiser that a spec names: "bilateral", "bilateral(sigma_8bit=10)", "dncnn(weights=/path/to/grey.safetensors)".
+    """The denoiser that a spec names: "bilateral", "bilateral(sigma_8bit=10)", "dncnn(weights=PATH)".
 
     Errors: UnknownName for a name or an option that does not exist (suggests the nearest), BadOption, DataError.
     """

@@ -56,11 +56,12 @@ def _variance(sigma: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RedFixedPoint(Red):
-    """RED by fixed-point iterations: denoise, then solve for the image with that denoised one as its prior. Needs the kernel.
+    """RED by fixed-point iterations: denoise, then solve with the denoised image as the prior. Needs the kernel.
 
     Formula: X = (conj(H) Y / sigma² + lambda FFT(f(x))) / (|H|² / sigma² + lambda), cut to 0 to 255, from x = y.
-    Args:    denoiser: "bilateral", "dncnn(weights=PATH)" or a function on 0 to 255. weight: lambda. sigma_8bit: of
-             the noise. The others as in landweber; `stop` is "iterations" here.
+    Args:    those of landweber; stop is iterations here. And denoiser: "bilateral", 'dncnn(weights="PATH")' or any
+             function (C, H, W) -> (C, H, W) on 0 to 255. weight: lambda. sigma_8bit: by default that of the authors'
+             experiments, who knew it: the less noise, the less counts the denoiser. None estimates it.
     Source:  Romano, Elad & Milanfar 2017, The Little Engine that Could, arXiv:1611.02862, section 4.2; constants from
              their code for a uniform blur (google/RED), with TNRD of strength 3.25 as f. They restore Y and leave the
              colours; here each channel is restored by itself.

@@ -1,4 +1,4 @@
-"""The Wiener filter: one division by the kernel's Fourier transform, held back where there is more noise than signal."""
+"""The Wiener filter: one division by the kernel's Fourier transform, held back by the noise."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from veridical.deconvolution.noise import noise_to_signal
 
 @dataclass(frozen=True, kw_only=True)
 class Wiener(Method):
-    """Wiener filter: divides by the kernel's Fourier transform, held back by a constant noise-to-signal ratio.
+    """Wiener filter: divides by the kernel's Fourier transform, held back by a noise-to-signal ratio. Needs the kernel.
 
     Formula: X = conj(H) Y / (|H|² + r), with Fourier transforms in capitals and H that of the kernel.
     Args:    nsr: r, a ratio of powers; None takes regularisation * sigma² / var(y). With 0 it is the inverse filter,
@@ -25,7 +25,6 @@ class Wiener(Method):
              applied, each time to an image that is, outside the photograph, what the last estimate gives there; 1 is
              the plain filter on smoothly closed borders. sigma_8bit: the noise's standard deviation, of 255; None
              estimates it (Immerkaer).
-    Needs:   the kernel.
     Source:  Wiener 1949; the constant ratio as in Gonzalez & Woods, Digital Image Processing.
     """
 
