@@ -1,22 +1,31 @@
 """Restored images -> numbers. Clamping and 8-bit rounding happen here, once, and nowhere else."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 
+from veridical.comparison.architecture import enlarge
+from veridical.comparison.cost import Meter
 from veridical.comparison.restore import restore_tiled
 from veridical.comparison.statistics import INPUT, SCHEMA
 from veridical.core.colour import as_rgb
 from veridical.core.errors import DataError, NonFiniteLoss, VeridicalError
 from veridical.core.files import atomic_write, write_image
+from veridical.deconvolution import Method
 from veridical.metrics import Metric, metric
+from veridical.models import Restorer
 from veridical.training.data import EvaluationPair
 
+# What to do where classical methods, which are told the blur, are not.
+NEEDS_BLUR = (
+    "Leave out the classical methods, take a degradation that begins with a blur, such as 'box-blur(size=5)' or "
+    "'camera-shake', or give real pairs with the folder of their kernels (data.kernels)."
+)
 # Above this a whole image needs more memory than it is worth: it goes through the model in tiles.
 _WHOLE_PX = 4_000_000
 
@@ -79,30 +88,71 @@ def as_seen(degraded: Tensor, sharp: Tensor) -> Tensor:
     image = degraded[None].float()
     if image.shape[1] == 1 and sharp.shape[0] == 3:
         image = as_rgb(image)
-    if image.shape[-2:] != sharp.shape[-2:]:
-        image = torch.nn.functional.interpolate(
-            image, size=sharp.shape[-2:], mode="bicubic", align_corners=False, antialias=True
-        )
+    scale = sharp.shape[-1] // image.shape[-1]
+    if scale > 1:
+        image = enlarge(image[0], scale)[None]
     return quantise(image[0])
 
 
 @torch.no_grad()
-def restored(model: nn.Module, pair: EvaluationPair, device: torch.device) -> Tensor:
+def restored(model: nn.Module, pair: EvaluationPair, device: torch.device, meter: Meter | None = None) -> Tensor:
     """The degraded image through the model, whole and in eval mode, then clamped and rounded to 8 bits; on the CPU."""
     was_training = model.training
     model.eval()
     image = pair.degraded.to(device)
     whole = max(pair.degraded.shape[-2:]) if image[0].numel() <= _WHOLE_PX else 1024
-    result = restore_tiled(model, image, tile=whole)
+    told = _Told(model, pair.kernel.to(device, torch.float32)) if _asks(model) and pair.kernel is not None else model
+    result = _metered(lambda: restore_tiled(told, image, tile=whole), meter)
     model.train(was_training)
+    return _as_evaluated(result, pair, "the model", "its training diverged")
+
+
+def _asks(model: nn.Module) -> TypeGuard[Restorer]:
+    """Whether a model takes the kernel of the blur."""
+    return isinstance(model, Restorer) and model.uses_kernel
+
+
+class _Told(Restorer):
+    """A model that is told one blur for every tile."""
+
+    def __init__(self, model: Restorer, kernel: Tensor) -> None:
+        super().__init__()
+        self.model, self.kernel = model, kernel
+        self.channels, self.scale, self.multiple, self.radius_px = (
+            model.channels, model.scale, model.multiple, model.radius_px
+        )  # fmt: skip
+
+    def stages(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.model.stages(image, kernel=self.kernel)  # type: ignore[call-arg]
+
+
+def _metered(restore: Callable[[], Tensor], meter: Meter | None) -> Tensor:
+    return meter.run(restore) if meter else restore()
+
+
+def _as_evaluated(result: Tensor, pair: EvaluationPair, who: str, why: str) -> Tensor:
+    """Checked, clamped and rounded to 8 bits, on the CPU."""
     if result.shape != pair.sharp.shape:
         raise DataError(
-            f"the model gave an image of shape {tuple(result.shape)} for {pair.name!r}, but the truth has "
-            f"{tuple(pair.sharp.shape)}. The model does not fit the task."
+            f"{who} gave an image of shape {tuple(result.shape)} for {pair.name!r}, but the truth has "
+            f"{tuple(pair.sharp.shape)}. It does not fit the task."
         )
     if not result.isfinite().all():
-        raise NonFiniteLoss(f"the model restored {pair.name!r} to pixels that are not finite: its training diverged.")
+        raise NonFiniteLoss(f"{who} restored {pair.name!r} to pixels that are not finite: {why}.")
     return quantise(result.float()).cpu()
+
+
+@torch.no_grad()
+def deconvolved(method: Method, pair: EvaluationPair, device: torch.device, meter: Meter | None = None) -> Tensor:
+    """The degraded image by a classical method that is told the blur, then clamped and rounded to 8 bits; on the CPU.
+
+    Errors: DataError when the blur is not known.
+    """
+    kernel, degraded = pair.kernel, pair.degraded.to(device)
+    if kernel is None:
+        raise DataError(f"the blur of {pair.name!r} is not known, which {method.label} needs. {NEEDS_BLUR}")
+    result = _metered(lambda: method(degraded, kernel), meter)
+    return _as_evaluated(result, pair, method.label, "it diverged")
 
 
 def score_image(
@@ -135,7 +185,7 @@ def rows_of(
 
 
 def evaluate(
-    model: nn.Module,
+    restorer: nn.Module | Method,
     pairs: Iterable[EvaluationPair],
     metrics: Sequence[Metric],
     *,
@@ -143,11 +193,15 @@ def evaluate(
     slugs: Mapping[str, str],
     images: Path | None,
     device: torch.device,
+    meter: Meter | None = None,
 ) -> Iterator[list[Row]]:
-    """Restore and score every image; the 8-bit results go to `images`/<slug>.png, or nowhere. Yields the rows of one at
-    a time."""
+    """Restore and score every image, by a model or a classical method; the 8-bit results go to `images`/<slug>.png, or
+    nowhere. Yields the rows of one at a time."""
     for pair in pairs:
-        image = restored(model, pair, device)
+        if isinstance(restorer, nn.Module):
+            image = restored(restorer, pair, device, meter)
+        else:
+            image = deconvolved(restorer, pair, device, meter)
         if images is not None:
             write_image(images / f"{slugs[pair.name]}.png", image)
         yield rows_of(pair, loss, image, metrics, device)

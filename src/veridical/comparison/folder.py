@@ -16,6 +16,7 @@ from veridical.training.recipe import Recipe, load_recipe
 _MAY_CHANGE = {
     "out",
     "metrics",
+    "classical",
     "training.device",
     "training.devices",
     "training.workers",
@@ -58,9 +59,12 @@ def open_folder(recipe: Recipe, folder: Path) -> None:
 
 
 def _same_run(now: Recipe, before: Recipe, folder: Path) -> None:
-    """Raise RecipeError naming what differs, unless `now` continues `before`. Losses and seeds may be added."""
+    """Raise RecipeError naming what differs, unless `now` continues `before`. Losses, seeds and listed models may be
+    added."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     added = {f"losses.{name}" for name in now.losses if name not in before.losses}
+    if before.models and now.models:
+        added |= {f"models.{name}" for name in now.models if name not in before.models}
     added |= {"training.seeds"} if now.training.seeds > before.training.seeds else set()
     differing = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"

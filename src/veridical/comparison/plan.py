@@ -4,14 +4,17 @@ import datetime
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from veridical import __version__
-from veridical.comparison.evaluate import Row, build_metrics, check_size
+from veridical.comparison.architecture import Architecture, Pairs, architectures, fitted, pairs_for, samples_for
+from veridical.comparison.evaluate import NEEDS_BLUR, Row, build_metrics, check_size
 from veridical.comparison.folder import open_folder, read_json, slugs
 from veridical.comparison.observer import Observer
 from veridical.comparison.sources import Sources, gather
@@ -20,28 +23,30 @@ from veridical.comparison.statistics import INPUT, START
 from veridical.core import catalog
 from veridical.core.errors import DataError, RecipeError, VeridicalError, WeightsMissing
 from veridical.core.files import atomic_write
+from veridical.deconvolution import Method, method
 from veridical.degradations import TASKS, degradation
 from veridical.features import weights
 from veridical.losses import Loss, at_seed, at_task, files, loss, needs
 from veridical.metrics import Metric
 from veridical.metrics import needs as metric_needs
-from veridical.models import MODELS
 from veridical.training.data import EvaluationPairs, Samples
 from veridical.training.device import choose_device
 from veridical.training.recipe import Recipe
 from veridical.training.settings import Settings
+from veridical.training.stages import stage_weights, target_of
 
 T = TypeVar("T")
 
 
 @dataclass
 class Contender:
-    """One training of one loss, and what became of it: "waiting", "trained", "done" or "failed".
+    """One training of one model on one loss, and what became of it: "waiting", "trained", "done" or "failed".
 
-    seed: of the training. turn: which of the loss's trainings it is, from 0. loss: of the first of them; `own_loss`
-          makes what this one is trained on.
+    name: of the loss; where the recipe lists models, "model: loss". spec: of the loss; `loss` says what it stands for,
+          `own_loss` makes what this training descends. seed: of the training. turn: which of its trainings, from 0.
     fixed_spec: with numbers in place of the automatic weights that were found; None when there were none.
-    rows: of its evaluation. file_hash: of the file that a loss of one's own comes from, else "".
+    rows: of its evaluation. cost: of restoring a megapixel. file_hash: of the file that a loss of one's own comes from,
+          else "".
     """
 
     name: str
@@ -49,6 +54,7 @@ class Contender:
     spec: str
     loss: Loss
     seed: int
+    model: Architecture
     turn: int = 0
     file_hash: str = ""
     status: str = "waiting"
@@ -57,6 +63,7 @@ class Contender:
     error: str | None = None
     fixed_spec: str | None = None
     rows: list[Row] = field(default_factory=list)
+    cost: dict[str, float] | None = None
 
     @property
     def place(self) -> Path:
@@ -65,7 +72,16 @@ class Contender:
 
     def own_loss(self) -> Loss:
         """What this training descends: with draws, and parts that learn, of its own."""
-        return loss(at_seed(self.spec, self.turn)) if self.turn else self.loss
+        return loss(at_seed(self.spec, self.turn))
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A method without training, in the table beside what is trained. name: its spec."""
+
+    name: str
+    slug: str
+    method: Method
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ class Plan:
     """A comparison that has passed every check and may begin.
 
     recipe:  with the losses and metrics that are left, and no `out`. device: where images are evaluated.
+    models:  each is trained on every loss.
     slugs:   of the evaluation images, by name; sizes: (H, W). start: the model that training starts from, if one is
              named.
     """
@@ -81,10 +98,9 @@ class Plan:
     folder: Path
     created: str
     device: torch.device
-    model_name: str
-    model_options: dict[str, Any]
-    parameters: int
+    models: list[Architecture]
     contenders: list[Contender]
+    classical: list[Classical]
     metrics: list[Metric]
     sources: Sources
     slugs: dict[str, str]
@@ -97,9 +113,13 @@ class Plan:
         """The same for every training, so that their values are paired."""
         return self.sources.pairs
 
+    def pairs_for(self, model: Architecture) -> Pairs:
+        """The same with degraded images as large as the model takes them."""
+        return pairs_for(model, self.sources.pairs)
+
     @property
     def trainings(self) -> dict[str, list[Contender]]:
-        """Those of each loss, by its name."""
+        """Those of each loss and model, by their name."""
         found: dict[str, list[Contender]] = {}
         for contender in self.contenders:
             found.setdefault(contender.name, []).append(contender)
@@ -109,14 +129,9 @@ class Plan:
         """Of one training."""
         return replace(self.recipe.training, seed=seed)
 
-    def samples(self, seed: int) -> Samples:
+    def samples(self, seed: int, model: Architecture) -> Dataset[tuple[Tensor, Tensor]]:
         """What every loss is trained on with this seed."""
-        return self.sources.samples.with_seed(seed)
-
-    def initial_model(self, seed: int | None = None) -> nn.Module:
-        """The model that every loss begins with, for a training seed; without one, the first."""
-        seed = self.recipe.training.seed if seed is None else seed
-        return initial_model(self.model_name, self.model_options, seed, self.start)
+        return samples_for(model, self.sources.samples.with_seed(seed))
 
 
 def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool, validation: bool = False) -> Plan:
@@ -140,22 +155,29 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     start = None if recipe.init is None else read_start(recipe.init)
     if start is not None:
         recipe = fitting(recipe, start)
-    model_name, model_options, model = _build_model(recipe, task.model, start)
+    models = architectures(recipe, task.model, start)
+    classical = _build_classical(recipe)
     for spec in recipe.losses.values():
         needs(spec)  # finds unknown names before anything is fetched
     missing = _fetch(recipe, observer)
     before = read_json(folder / "comparison.json")
-    contenders = _build_losses(recipe, missing, note, leave_out=leave_out)
-    own_slugs = slugs(recipe.losses, {str(each["name"]): str(each["slug"]) for each in before.get("losses", [])})
-    for contender in contenders:
-        contender.slug = own_slugs[contender.name]
+    losses = _build_losses(recipe, missing, note, leave_out=leave_out)
     chosen = "metrics" in recipe.model_fields_set
     metrics = _build_metrics(recipe, missing, note, may_drop=not chosen)
     if not (recipe.data.train or recipe.data.pairs) and not leave_out:
         note("the recipe names no photographs (data.train or data.pairs), so the demo's are used")
     sources = gather(recipe, damage, observer, note, validation=validation)
     metrics = _fit_metrics(sources.pairs, metrics, note, chosen=chosen)
-    _try_out(model, contenders, sources.samples)
+    models = [fitted(each, sources.samples.scale) for each in models]
+    contenders = _contenders(models, losses, recipe.training.seed)
+    names = [*(each.name for each in contenders), *(each.name for each in classical)]
+    own_slugs = slugs(names, {str(each["name"]): str(each["slug"]) for each in before.get("losses", [])})
+    for contender in contenders:
+        contender.slug = own_slugs[contender.name]
+    classical = [replace(each, slug=own_slugs[each.name]) for each in classical]
+    _try_out(models, losses, sources.samples, recipe.training)
+    if classical and (unknown := next((pair.name for pair in sources.pairs if pair.kernel is None), None)):
+        raise RecipeError(f"the blur of {unknown!r} is not known, which {classical[0].name} needs. {NEEDS_BLUR}")
     open_folder(recipe, folder)
     if before.get("dataset", {}).get("digest", sources.digest) != sources.digest:
         raise RecipeError(
@@ -168,27 +190,26 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
             f"{folder} holds a comparison that started from other weights: sha256 {began}, now "
             f"{start.sha256 if start else None}: {recipe.init} has changed since. Name another folder with --out."
         )
-    if settings.batch_size == 1 and any("BatchNorm" in type(part).__name__ for part in model.modules()):
+    if settings.batch_size == 1 and any(map(_normalises_batches, models)):
         note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
     if settings.seeds == 2:
         note("2 training seeds hardly tell how much trainings differ; prefer --seeds 3 or more")
     resolved = recipe.model_copy(
         update={
-            "losses": {contender.name: contender.spec for contender in contenders},
+            "losses": {each.name: each.spec for each in losses},
             "metrics": tuple(one.name for one in metrics),
             "out": None,  # a copy of this recipe must not lead back into this folder
         }
     )
-    atomic_write(folder / "recipe.toml", (_provenance(contenders, start) + resolved.to_toml()).encode())
+    atomic_write(folder / "recipe.toml", (_provenance(losses, start) + resolved.to_toml()).encode())
     sizes = {item.name: sources.pairs.store.size(item.sharp) for item in sources.pairs.items}
     return Plan(
         recipe=resolved,
         folder=folder,
         created=str(before.get("created") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         device=device,
-        model_name=model_name,
-        model_options=model_options,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        models=models,
+        classical=classical,
         contenders=_with_every_seed(contenders, settings.seeds),
         metrics=metrics,
         sources=sources,
@@ -210,46 +231,51 @@ def for_its_task(recipe: Recipe) -> Recipe:
     return recipe if losses == recipe.losses else recipe.model_copy(update={"losses": losses})
 
 
-def _provenance(contenders: Sequence[Contender], start: Start | None) -> str:
+def _provenance(losses: Sequence["_BuiltLoss"], start: Start | None) -> str:
     """What a recipe alone does not fix, as comments at its top."""
-    hashes = {name: value for contender in contenders for name, value in contender.loss.weight_hashes.items()}
+    hashes = {name: value for each in losses for name, value in each.loss.weight_hashes.items()}
     lines = [f"# veridical {__version__}, torch {torch.__version__}"]
     lines += [f"# weights of {name}: sha256 {value}" for name, value in sorted(hashes.items())]
     lines += [f"# training starts from {start.folder}: sha256 {start.sha256}"] if start else []
     return "\n".join(lines) + "\n"
 
 
-# ---- the model ----
+# ---- what is compared ----
 
 
-def _build_model(recipe: Recipe, default: str, start: Start | None) -> tuple[str, dict[str, Any], nn.Module]:
-    """Name, options, and the model of the recipe with its initial weights: the same for every loss."""
-    if start is not None:
-        return start.name, start.options, initial_model(start.name, start.options, recipe.training.seed, start)
-    spec = recipe.model.name or default
-    term = catalog.parse_one(spec, "model", "unet(levels=3)")
-    name, options = term.name, dict(term.options)
-    options["channels"] = recipe.model.channels
-    if recipe.model.width is not None:
-        options["width"] = recipe.model.width
-    model = initial_model(name, options, recipe.training.seed)
-    # With every default, so that the weights find their model again when a default changes.
-    defaults = {key: parameter.default for key, parameter in catalog.options_of(MODELS[name]).items()}
-    return name, {**defaults, **options}, model
+@dataclass(frozen=True)
+class _BuiltLoss:
+    """A loss of the recipe. file_hash: as Contender's."""
+
+    name: str
+    spec: str
+    loss: Loss
+    file_hash: str
 
 
-def initial_model(name: str, options: Mapping[str, Any], seed: int, start: Start | None = None) -> nn.Module:
-    """A model whose initial weights are those it starts from, else a function of (name, options, seed), whatever was
-    drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = _making(
-            f"model {name!r}",
-            lambda: catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}"),
+def _contenders(models: Sequence[Architecture], losses: Sequence[_BuiltLoss], seed: int) -> list[Contender]:
+    """The first training of every model on every loss, without a slug yet."""
+    return [
+        Contender(
+            f"{model.label}: {each.name}" if model.label else each.name,
+            "",
+            each.spec,
+            each.loss,
+            seed,
+            model,
+            file_hash=each.file_hash,
         )
-    if start is not None:
-        model.load_state_dict(start.weights)
-    return model
+        for model in models
+        for each in losses
+    ]
+
+
+def _build_classical(recipe: Recipe) -> list[Classical]:
+    return [Classical(spec, "", _making(f"method {spec!r}", partial(method, spec))) for spec in recipe.classical]
+
+
+def _normalises_batches(model: Architecture) -> bool:
+    return any("BatchNorm" in type(part).__name__ for part in model.initial(0).modules())
 
 
 def _making(what: str, make: Callable[[], T]) -> T:
@@ -281,8 +307,8 @@ def _fetch(recipe: Recipe, observer: Observer) -> dict[str, str]:
 
 def _build_losses(
     recipe: Recipe, missing: Mapping[str, str], note: Callable[[str], None], *, leave_out: bool
-) -> list[Contender]:
-    """The first training of every loss, built and fit for the crop; without a slug yet."""
+) -> list[_BuiltLoss]:
+    """Every loss, built and fit for the crop."""
     absent = {name: [n for n in needs(spec) if n in missing] for name, spec in recipe.losses.items()}
     lacking = {name: networks for name, networks in absent.items() if networks}
     if lacking and not leave_out:
@@ -292,7 +318,7 @@ def _build_losses(
     for network in dict.fromkeys(n for networks in lacking.values() for n in networks):
         out = ", ".join(name for name, networks in lacking.items() if network in networks)
         note(f"the {network} weights could not be had (try: veridical weights fetch {network}); left out: {out}")
-    contenders: list[Contender] = []
+    found: list[_BuiltLoss] = []
     crop = recipe.training.crop
     for name, spec in recipe.losses.items():
         if name == INPUT:
@@ -307,10 +333,10 @@ def _build_losses(
                 f"the loss {name!r} needs images of at least {built.min_size}x{built.min_size} px, but the training "
                 f"crop is {crop}. Set --crop {built.min_size} or more, or choose another loss."
             )
-        contenders.append(Contender(name, "", spec, built, recipe.training.seed, file_hash=_file_hash(spec)))
-    if not contenders:
+        found.append(_BuiltLoss(name, spec, built, _file_hash(spec)))
+    if not found:
         raise WeightsMissing("none of the losses is left to compare:\n" + "\n".join(missing.values()))
-    return contenders
+    return found
 
 
 def _file_hash(spec: str) -> str:
@@ -369,19 +395,43 @@ def _fit_metrics(
 
 
 @torch.no_grad()
-def _try_out(model: nn.Module, contenders: Sequence[Contender], samples: Samples) -> None:
-    """One sample through the model and every loss, so that nothing that can only be seen in use comes up in hours."""
-    degraded, sharp = (image[None] for image in samples[0])
-    model.eval()
-    try:
-        prediction = model(degraded)
-    except (ValueError, RuntimeError) as error:
-        raise RecipeError(f"the model cannot restore a crop of shape {tuple(degraded.shape)}: {error}") from error
-    for contender in contenders:
-        contender.loss.eval()
+def _try_out(
+    models: Sequence[Architecture], losses: Sequence[_BuiltLoss], samples: Samples, settings: Settings
+) -> None:
+    """One sample through every model and every loss, so that nothing that can only be seen in use comes up in hours."""
+    for one in models:
+        model = one.initial(0).eval()
+        degraded, sharp = (image[None] for image in samples_for(one, samples)[0])
         try:
-            for part in contender.loss.parts:  # a sum may have weights that are not found yet
-                part(prediction, sharp)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise RecipeError(f"the loss {contender.name!r} cannot be used here: {error}") from error
-        contender.loss.train()
+            stages = model.stages(degraded)
+        except (ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"the model {one.label or one.name} cannot restore a crop of shape {tuple(degraded.shape)}: {error}"
+            ) from error
+        if stages[-1].shape != sharp.shape:
+            raise RecipeError(
+                f"the model {one.label or one.name} makes an image of shape {tuple(stages[-1].shape)} of a crop of "
+                f"shape {tuple(degraded.shape)}, but the sharp one has {tuple(sharp.shape)}."
+            )
+        counted = [stage for stage, weight in zip(stages, stage_weights(model, settings.stages), strict=True) if weight]
+        smallest = min(counted, key=lambda stage: stage.shape[-1])
+        for each in losses:
+            _try_loss(each, one, smallest, target_of(smallest, sharp), settings.crop)
+
+
+def _try_loss(each: _BuiltLoss, one: Architecture, stage: Tensor, target: Tensor, crop: int) -> None:
+    side = min(stage.shape[-2:])
+    if side < each.loss.min_size:
+        least = -(-each.loss.min_size * crop // side)
+        raise RecipeError(
+            f"the loss {each.name!r} needs images of at least {each.loss.min_size} px, but a stage of the model "
+            f"{one.label or one.name} makes one of {side} px of a crop of {crop}. Set --crop {least} or more, or "
+            "training.stages = 'last'."
+        )
+    each.loss.eval()
+    try:
+        for part in each.loss.parts:  # a sum may have weights that are not found yet
+            part(stage, target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"the loss {each.name!r} cannot be used here: {error}") from error
+    each.loss.train()

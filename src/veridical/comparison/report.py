@@ -21,11 +21,10 @@ from rich.text import Text
 
 from veridical.comparison import charts, pictures, plane, wording
 from veridical.comparison.failures import Kind, failures, judge
-from veridical.comparison.run import Run, read_run
+from veridical.comparison.run import Entry, Run, read_run
 from veridical.comparison.statistics import (
     INPUT,
     LEVEL,
-    START,
     Column,
     Interval,
     MetricSummary,
@@ -49,16 +48,20 @@ def table(run: Run, *, bold: bool = True) -> Table:
     """
     title = Text(f"{wording.title(run)}: mean over {wording.over(run)}")
     shown = Table(title=title, title_justify="left", caption_justify="left")
-    shown.add_column("loss", overflow="fold", min_width=10)
+    shown.add_column(run.noun, overflow="fold", min_width=10)
     shown.add_column("score ↑", justify="right")
     for column in run.analysis.values.columns:
         shown.add_column(Text(wording.heading(column)), justify="right", min_width=6)
-    shown.add_column("s/step", justify="right")
+    for heading in (*_costs(run), "s/step"):
+        shown.add_column(heading, justify="right")
     rows = _rows(run)
     for row in rows:
         name = Text(row["name"], style="dim" if row["entry"] is None else "")
-        shown.add_row(name, *(_cell(cell, bold) for cell in (row["score"], *row["cells"])), row["seconds"])
-    notes = [f"{'bold' if bold else '*'}: best of the losses"]
+        cells = (_cell(cell, bold) for cell in (row["score"], *row["cells"]))
+        shown.add_row(name, *cells, *row["costs"], row["seconds"])
+    notes = [f"{'bold' if bold else '*'}: best of the {run.nouns}"]
+    if _costs(run):
+        notes.append("s/MP, MB/MP: seconds and peak memory of restoring a megapixel, as evaluated here")
     if any(cell["optimised"] for row in rows for cell in row["cells"]):
         notes.append(f"{DAGGER} the loss was trained on this metric")
     notes += [f"{name} failed: {wording.short(reason)}" for name, reason in run.failed]
@@ -79,8 +82,8 @@ def markdown(run: Run) -> str:
     is not."""
     analysis = run.analysis
     lines = [
-        f"| loss | score | {' | '.join(wording.heading(summary.column) for summary in analysis.metrics)} |",
-        f"|---|---|{'---|' * len(analysis.metrics)}",
+        f"| {' | '.join([run.noun, 'score', *map(wording.heading, analysis.values.columns), *_costs(run)])} |",
+        f"|{'---|' * (2 + len(analysis.metrics) + len(_costs(run)))}",
     ]
     for row in _rows(run):
         name = row["name"] if row["entry"] else INPUT
@@ -93,7 +96,7 @@ def markdown(run: Run) -> str:
             if mean.low is not None and mean.high is not None:
                 text += f" ({mean.low:.{decimals}f} to {mean.high:.{decimals}f})"
             cells.append(text)
-        lines.append(f"| {row['name']} | {row['score']['text']} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([row['name'], row['score']['text'], *cells, *row['costs']])} |")
     return "\n".join([*lines, "", *wording.written(run)]) + "\n"
 
 
@@ -133,10 +136,26 @@ def _rows(run: Run) -> list[dict[str, Any]]:
                     "optimised": False,
                 },
                 "cells": cells,
+                "costs": [_cost(entry, key) for key in _costs(run).values()],
                 "seconds": "–" if entry is None else _seconds(entry.seconds_per_step),
             }
         )
     return rows
+
+
+def _costs(run: Run) -> dict[str, str]:
+    """Heading -> key of what restoring costs: where models or methods are compared, which differ by it."""
+    measured = any(entry.cost for entry in run.entries)
+    return (
+        {"s/MP": "seconds_per_megapixel", "MB/MP": "megabytes_per_megapixel"}
+        if measured and run.compares_restorers
+        else {}
+    )
+
+
+def _cost(entry: Entry | None, key: str) -> str:
+    value = (entry.cost or {}).get(key) if entry else None
+    return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -195,7 +214,7 @@ def _training(run: Run) -> dict[str, Any]:
     """The training curves, each over its first value, and why a loss has none."""
     lines, missing = [], []
     for entry in run.entries:
-        if entry.slug == START:
+        if not entry.trained:
             continue
         path = run.folder / entry.slug / "training.csv"
         try:
@@ -451,13 +470,8 @@ def _gallery(run: Run, budget: int) -> list[dict[str, Any]]:
 def _provenance(run: Run) -> list[tuple[str, str]]:
     """Label and text of everything that made these numbers."""
     about = run.about
-    model = about.get("model") or {}
     machine = about.get("machine") or {}
     data = about.get("dataset") or {}
-    options = ", ".join(f"{k}={v}" for k, v in (model.get("options") or {}).items())
-    described = f"{model.get('name', '?')}({options})"
-    if model.get("parameters"):
-        described += f", {model['parameters']:,} parameters"
     try:
         seed = tomllib.loads(run.recipe).get("training", {}).get("seed")
     except tomllib.TOMLDecodeError:
@@ -466,7 +480,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("Task", wording.title(run)),
         ("Trained on", data.get("train")),
         ("Evaluated on", data.get("evaluate")),
-        ("Model", described if model else None),
+        *((f"Model {model.get('label', '')}".rstrip(), _model(model)) for model in run.models),
         ("Started from", _started_from(about.get("init"))),
         ("Steps", about.get("steps")),
         (
@@ -479,6 +493,12 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("Created", about.get("created")),
     ]
     return [(label, str(text)) for label, text in lines if text not in (None, "")]
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in (model.get("options") or {}).items())
+    parameters = f", {model['parameters']:,} parameters" if model.get("parameters") else ""
+    return f"{model.get('name', '?')}({options}){parameters}"
 
 
 def _started_from(init: dict[str, Any] | None) -> str:
@@ -535,7 +555,7 @@ def write_report(run: Run) -> Path:
         run=run,
         title=wording.title(run),
         winner=run.entry(analysis.winner),
-        lead=_marked(wording.lead(analysis, _mark)),
+        lead=_marked(wording.lead(run, _mark)),
         claims=[(title, [_marked(each) for each in sentences]) for title, sentences in claims.titled if sentences],
         basis=wording.basis(run),
         over=wording.over(run),
@@ -548,6 +568,7 @@ def write_report(run: Run) -> Path:
         score=analysis.score,
         columns=analysis.values.columns,
         rows=_rows(run),
+        costs=list(_costs(run)),
         planes=_planes(run),
         training=_training(run),
         significance=_significance(run),

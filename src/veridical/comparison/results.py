@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from safetensors.torch import save
 from torch import nn
 
 from veridical import __version__
+from veridical.comparison.architecture import Pairs
+from veridical.comparison.cost import Meter
 from veridical.comparison.evaluate import Row, evaluate, evaluate_input, write_rows
 from veridical.comparison.folder import read_json, write_json
 from veridical.comparison.observer import Observer
-from veridical.comparison.plan import Contender, Plan
+from veridical.comparison.plan import Classical, Contender, Plan
 from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
+from veridical.deconvolution import Method
 
 # ---- one training ----
 
@@ -29,7 +33,7 @@ def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
     identity = {
         "task": plan.recipe.task,
         "degradation": plan.sources.degradation,
-        "model": f"{plan.model_name} {json.dumps(plan.model_options, sort_keys=True)}",
+        "model": f"{contender.model.name} {json.dumps(contender.model.options, sort_keys=True)}",
         "photographs": plan.sources.digest,
     }
     identity |= {"init": f"sha256 {plan.start.sha256}"} if plan.start else {}
@@ -54,7 +58,8 @@ def save_model(plan: Plan, contender: Contender, model: nn.Module) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     atomic_write(folder / "model.safetensors", save(tensors))
     about = {
-        "model": {"name": plan.model_name, "options": plan.model_options},
+        "model": {"name": contender.model.name, "options": contender.model.options},
+        "enlarge": contender.model.enlarge,
         "task": plan.recipe.task,
         "degradation": plan.sources.degradation,
         "loss": contender.spec,
@@ -79,6 +84,7 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "trained": _trained_as(plan, contender),
         "evaluated": _evaluated_as(plan),
         "rows": contender.rows,
+        "cost": contender.cost,
     }
     write_json(plan.folder / contender.place / "result.json", result)
 
@@ -104,7 +110,7 @@ def load_result(plan: Plan, contender: Contender) -> bool:
             "Name another folder with --out, or delete that one to train it again."
         )
     contender.seconds, contender.seconds_per_step = result["seconds"], result["seconds_per_step"]
-    contender.fixed_spec = result.get("fixed_spec")
+    contender.fixed_spec, contender.cost = result.get("fixed_spec"), result.get("cost")
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
@@ -116,27 +122,54 @@ def load_result(plan: Plan, contender: Contender) -> bool:
 # ---- what the report reads ----
 
 
-def reference_rows(plan: Plan, observer: Observer) -> list[Row]:
-    """The rows that need no training: of the degraded images and, where there is one, of the model that training
-    starts from. Computed once per run and set of metrics."""
-    return input_rows(plan, observer) + (_start_rows(plan, observer) if plan.start else [])
+@dataclass
+class References:
+    """The rows that need no training: of the degraded images, of the model that training starts from, and of the
+    classical methods. costs: of restoring a megapixel, by name."""
+
+    rows: list[Row]
+    costs: dict[str, dict[str, float] | None]
 
 
-def _start_rows(plan: Plan, observer: Observer) -> list[Row]:
-    images = plan.folder / "images" / START
+def references(plan: Plan, observer: Observer) -> References:
+    """Computed once per run and set of metrics."""
+    found = References(input_rows(plan, observer), {})
+    if plan.start:
+        model = plan.models[0]
+        start = model.initial(plan.recipe.training.seed).to(plan.device)
+        _add(found, plan, observer, START, START, start, plan.pairs_for(model))
+    for each in plan.classical:
+        _add(found, plan, observer, each.name, each.slug, each.method, plan.pairs)
+    return found
+
+
+def _add(
+    found: References, plan: Plan, observer: Observer, name: str, slug: str, restorer: nn.Module | Method, pairs: Pairs
+) -> None:
+    """Evaluate what is not trained, unless its folder of images holds the rows already."""
+    images = plan.folder / "images" / slug
     kept = read_json(images / "rows.json")
-    if kept.get("evaluated") == _evaluated_as(plan):  # the run is of one start: see plan.prepare
-        return list(kept["rows"])
-    model = plan.initial_model().to(plan.device)
-    rows: list[Row] = []
-    rows_by_image = evaluate(
-        model, plan.pairs, plan.metrics, loss=START, slugs=plan.slugs, images=images, device=plan.device
-    )
-    for number, found in enumerate(rows_by_image, start=1):
-        rows += found
-        observer.doing("evaluating where training starts", number, len(plan.pairs))
-    write_json(images / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
-    return rows
+    if kept.get("evaluated") != _evaluated_as(plan):  # the run is of one start: see plan.prepare
+        rows: list[Row] = []
+        meter = Meter(plan.device)
+        rows_by_image = evaluate(
+            restorer,
+            pairs,
+            plan.metrics,
+            loss=name,
+            slugs=plan.slugs,
+            images=images,
+            device=plan.device,
+            meter=meter,
+        )
+        for number, of_one in enumerate(rows_by_image, start=1):
+            rows += of_one
+            what = "where training starts" if name == START else name
+            observer.doing(f"evaluating {what}", number, len(pairs))
+        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost}
+        write_json(images / "rows.json", kept)
+    found.rows += kept["rows"]
+    found.costs[name] = kept.get("cost")
 
 
 def input_rows(plan: Plan, observer: Observer) -> list[Row]:
@@ -152,14 +185,13 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     return rows
 
 
-def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
-    """comparison.json and the rows of all trainings that are finished. references: the rows that need no training.
-    command: what repeats the comparison.
+def write_state(plan: Plan, references: References, command: str) -> None:
+    """comparison.json and the rows of all trainings that are finished. command: what repeats the comparison.
 
     A loss counts as done when its first training is; the statistics leave out the seeds that another has not yet."""
     settings = plan.recipe.training
     done = [contender for contender in plan.contenders if contender.status == "done"]
-    rows = [{**row, "seed": settings.seed} for row in references]
+    rows = [{**row, "seed": settings.seed} for row in references.rows]
     rows += [{**row, "seed": contender.seed} for contender in done for row in contender.rows]
     write_rows(plan.folder, rows)
     about = {
@@ -170,13 +202,18 @@ def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
         "task": plan.recipe.task,
         "degradation": plan.sources.degradation,
         "dataset": {**plan.sources.described, "digest": plan.sources.digest},
-        "model": {"name": plan.model_name, "options": plan.model_options, "parameters": plan.parameters},
+        "model": plan.models[0].described,
+        "models": [model.described for model in plan.models],
         "steps": settings.steps,
         "batch_size": settings.batch_size,
         "crop": settings.crop,
         "seeds": list(range(settings.seed, settings.seed + settings.seeds)),
         "init": plan.start.described if plan.start else None,
-        "losses": [*_about_start(plan, references), *map(_about_loss, plan.trainings.values())],
+        "losses": [
+            *_about_start(plan, references),
+            *map(_about_loss, plan.trainings.values()),
+            *(_about_method(each, references) for each in plan.classical),
+        ],
         "metrics": [
             {
                 "name": one.name.partition("(")[0],
@@ -197,12 +234,18 @@ def write_state(plan: Plan, references: Sequence[Row], command: str) -> None:
     write_json(plan.folder / "comparison.json", about)
 
 
-def _about_start(plan: Plan, references: Sequence[Row]) -> list[dict[str, Any]]:
+def _about_start(plan: Plan, references: References) -> list[dict[str, Any]]:
     """The model that training starts from, as one of the losses: it is judged as they are."""
-    if plan.start is None or not any(row["loss"] == START for row in references):
+    if plan.start is None or START not in references.costs:
         return []
     about = {"name": START, "slug": START, "spec": plan.start.loss, "optimises": list(plan.start.optimises)}
-    return [{**about, "status": "done", "error": None, "weight_hashes": {}}]
+    return [{**about, "status": "done", "error": None, "weight_hashes": {}, "cost": references.costs[START]}]
+
+
+def _about_method(each: Classical, references: References) -> dict[str, Any]:
+    """A classical method, as one of the losses."""
+    about = {"name": each.name, "slug": each.slug, "spec": each.name, "classical": True, "optimises": []}
+    return {**about, "status": "done", "error": None, "weight_hashes": {}, "cost": references.costs[each.name]}
 
 
 def _about_loss(trainings: Sequence[Contender]) -> dict[str, Any]:
@@ -214,6 +257,7 @@ def _about_loss(trainings: Sequence[Contender]) -> dict[str, Any]:
         "name": first.name,
         "slug": first.slug,
         "spec": first.spec,
+        "model": first.model.label or None,
         "fixed_spec": first.fixed_spec,
         "optimises": list(first.loss.optimises),
         "seconds": sum(each.seconds for each in trainings),
@@ -221,6 +265,7 @@ def _about_loss(trainings: Sequence[Contender]) -> dict[str, Any]:
         "status": status,
         "error": failed if status != "waiting" else "not finished yet: run the same command again.",
         "seeds": [each.seed for each in trainings if each.status == "done"],
+        "cost": first.cost,
         "weight_hashes": first.loss.weight_hashes,
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from veridical.comparison.statistics import SCHEMA, Analysis, Column, analyse, arrange, with_seeds
+from veridical.comparison.statistics import INPUT, SCHEMA, START, Analysis, Column, analyse, arrange, with_seeds
 from veridical.core.errors import DataError
 from veridical.metrics import METRICS
 
@@ -19,8 +19,11 @@ _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 
 @dataclass(frozen=True)
 class Entry:
-    """One loss of a run that was evaluated. spec: with the automatic weights that were found. series: its colour and
-    symbol, everywhere on the page."""
+    """One loss of a run that was evaluated, with one of its models where there are several; or a classical method.
+
+    spec: with the automatic weights that were found. series: its colour and symbol, everywhere on the page. cost: of
+    restoring a megapixel, see cost.Meter.
+    """
 
     name: str
     slug: str
@@ -28,6 +31,13 @@ class Entry:
     series: int
     optimises: tuple[str, ...]
     seconds_per_step: float | None
+    classical: bool = False
+    cost: dict[str, float] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether this run has trained it."""
+        return not self.classical and self.slug != START
 
     def optimised(self, column: Column) -> bool:
         """Whether the loss was trained on this very metric."""
@@ -51,6 +61,25 @@ class Run:
     @property
     def images(self) -> int:
         return len(self.analysis.values.images)
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """As comparison.json describes them."""
+        return list(self.about.get("models") or filter(None, [self.about.get("model")]))
+
+    @property
+    def compares_restorers(self) -> bool:
+        """Whether it is of more than the losses of one model: of several models, or of classical methods too."""
+        return len(self.models) > 1 or any(entry.classical for entry in self.entries)
+
+    @property
+    def noun(self) -> str:
+        """What is compared, in words."""
+        return "restorer" if self.compares_restorers else "loss"
+
+    @property
+    def nouns(self) -> str:
+        return "restorers" if self.compares_restorers else "losses"
 
 
 def read_run(run: Path, *, only: str = "") -> Run:
@@ -80,10 +109,11 @@ def read_run(run: Path, *, only: str = "") -> Run:
             continue
         optimises = tuple(str(m).partition("(")[0] for m in loss.get("optimises") or ())
         seconds = loss.get("seconds_per_step")
-        entries.append(
-            Entry(name, str(loss["slug"]), str(loss.get("fixed_spec") or loss.get("spec", name)), i, optimises, seconds)
-        )
-    values = arrange(rows, [e.name for e in entries], columns)
+        spec = str(loss.get("fixed_spec") or loss.get("spec", name))
+        classical, cost = bool(loss.get("classical")), loss.get("cost")
+        entries.append(Entry(name, str(loss["slug"]), spec, i, optimises, seconds, classical, cost))
+    untrained = (INPUT, *(e.name for e in entries if not e.trained))
+    values = arrange(rows, [e.name for e in entries], columns, untrained=untrained)
     if not (values.trained and values.images and values.columns):
         why = " ".join([*values.left_out, *(f"{name}: {reason}" for name, reason in failed)])
         raise DataError(

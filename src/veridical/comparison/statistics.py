@@ -32,7 +32,6 @@ LEVEL = 0.05  # a corrected p below this is called significant
 # The columns of the rows of a run, on disk too. seed: of the training; runs from before there were several have none.
 SCHEMA = {"image": pl.String, "loss": pl.String, "seed": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
-_UNTRAINED = (INPUT, START)  # rows that no training seed of the run decides: the same for every seed
 _SMALLEST = 1e-6  # floor of a divisor: a perfect LPIPS of 0 must not divide by zero
 
 
@@ -144,6 +143,7 @@ class Values:
     left_out: sentences on what had to be dropped to make it so.
     seeds:   of training.
     by_seed: (losses, seeds, images, metrics); what no training changes is repeated.
+    untrained: the rows that no training seed of the run decides: the same for every seed.
     """
 
     losses: tuple[str, ...]
@@ -153,6 +153,7 @@ class Values:
     left_out: tuple[str, ...]
     seeds: tuple[int, ...]
     by_seed: np.ndarray
+    untrained: tuple[str, ...] = (INPUT, START)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -166,7 +167,7 @@ class Values:
     def seeds_of(self, loss: str) -> np.ndarray:
         """(seeds, images, metrics) of one loss; one seed for what no training changes."""
         found = self.by_seed[self.losses.index(loss)]
-        return found[:1] if loss in _UNTRAINED else found
+        return found[:1] if loss in self.untrained else found
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,15 @@ def with_seeds(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col("seed").fill_null(0))
 
 
-def arrange(rows: pl.DataFrame, losses: Sequence[str], columns: Sequence[Column]) -> Values:
-    """The rows (image, loss, seed, metric, value) as arrays without gaps. Rows without a seed are of one training.
+def arrange(
+    rows: pl.DataFrame,
+    losses: Sequence[str],
+    columns: Sequence[Column],
+    *,
+    untrained: Sequence[str] = (INPUT, START),
+) -> Values:
+    """The rows (image, loss, seed, metric, value) as arrays without gaps. Rows without a seed are of one training; the
+    names in `untrained` are of none.
 
     Dropped, each with a sentence in `left_out`: metrics without a single finite value, training seeds with which not
     every loss was trained, losses without one image on which every metric is finite, then images on which any
@@ -267,7 +275,7 @@ def arrange(rows: pl.DataFrame, losses: Sequence[str], columns: Sequence[Column]
     images = list(dict.fromkeys(rows["image"].to_list()))
     present = set(rows["loss"].to_list())
     names = [name for name in (INPUT, *losses) if name in present]
-    seeds, left_out = _common_seeds(rows, [name for name in names if name not in _UNTRAINED])
+    seeds, left_out = _common_seeds(rows, [name for name in names if name not in untrained])
     by_seed = np.full((len(names), len(seeds), len(images), len(columns)), np.nan)
     place = {name: i for i, name in enumerate(names)}
     turn = {seed: s for s, seed in enumerate(seeds)}
@@ -275,7 +283,7 @@ def arrange(rows: pl.DataFrame, losses: Sequence[str], columns: Sequence[Column]
     of = {column.name: k for k, column in enumerate(columns)}
     for image, loss, seed, metric, value in rows.select(list(SCHEMA)).iter_rows():
         if loss in place and metric in of and value is not None:
-            if loss in _UNTRAINED:
+            if loss in untrained:
                 by_seed[place[loss], :, at[image], of[metric]] = value
             elif seed in turn:
                 by_seed[place[loss], turn[seed], at[image], of[metric]] = value
@@ -309,6 +317,7 @@ def arrange(rows: pl.DataFrame, losses: Sequence[str], columns: Sequence[Column]
         left_out=tuple(left_out),
         seeds=tuple(seeds),
         by_seed=by_seed,
+        untrained=tuple(untrained),
     )
 
 

@@ -18,14 +18,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from veridical.comparison.evaluate import Row, evaluate
+from veridical.comparison.architecture import initial_model
+from veridical.comparison.cost import Meter
+from veridical.comparison.evaluate import evaluate
 from veridical.comparison.folder import choose_folder
 from veridical.comparison.observer import Observer
-from veridical.comparison.plan import Contender, Plan, initial_model, prepare
+from veridical.comparison.plan import Contender, Plan, prepare
 from veridical.comparison.results import (
+    References,
     failure,
     load_result,
-    reference_rows,
+    references,
     save_model,
     save_result,
     training_identity,
@@ -86,10 +89,10 @@ def compare(
         plan.folder, [_title(plan, each) for each in plan.contenders], recipe.training.steps, recipe.training.seeds
     )
     kept = [load_result(plan, contender) for contender in plan.contenders]
-    references: list[Row] = []
+    reference = References([], {})
     if _is_chief():
-        references = reference_rows(plan, observer)
-        write_state(plan, references, command)
+        reference = references(plan, observer)
+        write_state(plan, reference, command)
     for contender, was_kept in zip(plan.contenders, kept, strict=True):
         title = _title(plan, contender)
         if not was_kept and (reason := failure(plan.trainings[contender.name])):
@@ -99,7 +102,7 @@ def compare(
             observer.loss_begins(title)
             run_one(plan, contender, observer)
             if _is_chief():
-                write_state(plan, references, command)
+                write_state(plan, reference, command)
         status = "kept" if was_kept and contender.status == "done" else contender.status
         observer.loss_ends(title, status, contender.seconds, contender.error)
     if not _is_chief():
@@ -150,11 +153,11 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
     settings = plan.settings(contender.seed)
     # A short trial, too, gets a curve.
     settings = dataclasses.replace(settings, log_every=min(settings.log_every, -(-settings.steps // 20)))
-    model, own_loss = plan.initial_model(contender.seed), contender.own_loss()
+    model, own_loss = contender.model.initial(contender.seed), contender.own_loss()
     result = train(
         model,
         own_loss,
-        plan.samples(contender.seed),
+        plan.samples(contender.seed, contender.model),
         settings,
         plan.folder / contender.place,
         observer=observer,
@@ -172,22 +175,24 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
 
 def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
     """Score the model on disk: the one that `veridical restore` will use."""
-    model = plan.initial_model()
+    model, meter = contender.model.initial(contender.seed), Meter(plan.device)
     model.load_state_dict(load_file(plan.folder / contender.place / "model.safetensors"))
     model.to(plan.device)
     contender.rows = []
     rows_by_image = evaluate(
         model,
-        plan.pairs,
+        plan.pairs_for(contender.model),
         plan.metrics,
         loss=contender.name,
         slugs=plan.slugs,
         images=None if contender.turn else plan.folder / "images" / contender.slug,
         device=plan.device,
+        meter=meter,
     )
     for number, rows in enumerate(rows_by_image, start=1):
         contender.rows += rows
         observer.doing(f"evaluating {_title(plan, contender)}", number, len(plan.pairs))
+    contender.cost = meter.cost
     contender.status = "done"
 
 

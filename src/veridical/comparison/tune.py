@@ -33,14 +33,14 @@ from veridical.comparison.evaluate import Row
 from veridical.comparison.folder import choose_folder, read_json, write_json
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan, for_its_task, prepare
-from veridical.comparison.results import input_rows, load_result, write_state
+from veridical.comparison.results import References, input_rows, load_result, write_state
 from veridical.comparison.statistics import INPUT, SCHEMA, Column, Score, aggregate, arrange, score_form
 from veridical.comparison.sweep import run_one
 from veridical.core import catalog
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.core.files import atomic_write
 from veridical.core.options import check_number, check_whole
-from veridical.losses import Loss, WeightedSum, loss
+from veridical.losses import Loss, WeightedSum
 from veridical.training.data import generator_for
 from veridical.training.recipe import Recipe
 
@@ -131,6 +131,8 @@ def tune(
             f"a search takes one loss, a sum such as 'l1 + 0.01*lpips'; got {len(recipe.losses)}: "
             f"{', '.join(recipe.losses)}."
         )
+    if len(recipe.models or ()) > 1 or recipe.classical:
+        raise RecipeError("a search trains one model; leave out models and classical methods.")
     recipe = for_its_task(recipe)
     (spec,) = recipe.losses.values()
     searched = _searched(spec, span)
@@ -154,7 +156,7 @@ def tune(
         trial = search.trials[number - 1]
         status = _carry_out(plan, trial, parts, search, inputs, observer)
         _save(search, plan)
-        write_state(plan, inputs, command)
+        write_state(plan, References(list(inputs), {}), command)
         observer.loss_ends(_name(number), status, trial.seconds, trial.error)
         if trial.score is not None:
             observer.scored(trial.spec, trial.score, best=trial is search.best)
@@ -249,14 +251,12 @@ def _carry_out(plan: Plan, trial: Trial, parts: Loss, search: Search, inputs: Se
         return "kept"
     # What is said of a loss needs no network of its own: the parts of one sum stand for those of every trial.
     described = WeightedSum(list(zip(_weights(trial.spec), parts.parts, strict=True)))
-    contender = Contender(trial.spec, trial.slug, trial.spec, described, plan.recipe.training.seed)
+    contender = Contender(trial.spec, trial.slug, trial.spec, described, plan.recipe.training.seed, plan.models[0])
     plan.contenders.append(contender)
     kept = load_result(plan, contender)
     if not kept:
         observer.loss_begins(_name(trial.number))
-        contender.loss = loss(trial.spec)  # for parts that draw or learn must begin anew
         run_one(plan, contender, observer)
-        contender.loss = described
         if contender.status == "failed" and not (plan.folder / trial.slug / "result.json").is_file():
             raise VeridicalError(str(contender.error))  # for want of memory: the same command tries it again
     trial.status, trial.seconds, trial.error = contender.status, contender.seconds, contender.error

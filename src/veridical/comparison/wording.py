@@ -9,7 +9,6 @@ from veridical.comparison.statistics import (
     INPUT,
     LEVEL,
     START,
-    Analysis,
     Column,
     PairedTest,
     against_the_rest,
@@ -18,8 +17,8 @@ from veridical.comparison.statistics import (
 
 FEW_IMAGES = 10
 SEVERAL_SEEDS = "--seeds 3"
-_NO_GAIN = "By this score no loss improved on the degraded input: train longer, or check the data."
-_NO_FURTHER = "By this score no loss improved on the model that training started from (init)."
+_NO_GAIN = "By this score no {} improved on the degraded input: train longer, or check the data."
+_NO_FURTHER = "By this score no {} improved on the model that training started from (init)."
 
 
 class Support(StrEnum):
@@ -73,7 +72,7 @@ def claims(run: Run, name: Callable[[str], str] = str) -> Claims:
     for by, best, tests in subjects:
         for kind, some in _grouped(tests).items():
             verb = "beats" if kind in (Support.YES, Support.DISPUTED) else "over"
-            whom = _whom(some, tests, name)
+            whom = _whom(run, some, tests, name)
             found[kind].append(f"By {by}, {name(best)} {verb} {whom}{_because(run, kind, some, len(tests))}.")
     tests = _over_input(run)
     for kind, some in _grouped(tests).items():
@@ -105,10 +104,10 @@ def _because(run: Run, kind: Support, tests: Sequence[PairedTest], of: int) -> s
     return f" ({_at_least(min(p_values), len(tests))})"
 
 
-def _whom(some: Sequence[PairedTest], every: Sequence[PairedTest], name: Callable[[str], str]) -> str:
+def _whom(run: Run, some: Sequence[PairedTest], every: Sequence[PairedTest], name: Callable[[str], str]) -> str:
     if len(some) == len(every):
         every_other = "both" if len(some) == 2 else f"all {len(some)}"
-        return name(some[0].loss) if len(some) == 1 else f"{every_other} other losses"
+        return name(some[0].loss) if len(some) == 1 else f"{every_other} other {run.nouns}"
     most = len(some) if len(some) <= 3 else 2
     named = [name(t.loss) for t in some[:most]]
     return join([*named, f"{len(some) - most} more"] if len(some) > most else named)
@@ -171,9 +170,10 @@ def over(run: Run) -> str:
 def luck(run: Run) -> str:
     """What the run knows of the luck of a training."""
     seeds = len(run.analysis.values.seeds)
+    each = "each model was" if run.compares_restorers else "each loss was"
     if seeds == 1:
-        return f"each loss was trained once, so the luck of a training is not measured; {SEVERAL_SEEDS} would."
-    return f"each loss was trained {seeds} times, and the tests take trainings and images as drawn at random."
+        return f"{each} trained once, so the luck of a training is not measured; {SEVERAL_SEEDS} would."
+    return f"{each} trained {seeds} times, and the tests take trainings and images as drawn at random."
 
 
 def seed_words(run: Run) -> list[str]:
@@ -187,10 +187,10 @@ def seed_words(run: Run) -> list[str]:
     said = []
     if holds:
         p = _at_most(max(t.corrected for t in holds if t.corrected is not None), len(holds))
-        said.append(f"For new trainings too, {analysis.winner} beats {_whom(holds, analysis.tests, str)} ({p}).")
+        said.append(f"For new trainings too, {analysis.winner} beats {_whom(run, holds, analysis.tests, str)} ({p}).")
     if fails:
         p = _at_least(min(t.corrected for t in fails if t.corrected is not None), len(fails))
-        whom = _whom(fails, analysis.tests, str)
+        whom = _whom(run, fails, analysis.tests, str)
         said.append(f"That {analysis.winner} beats {whom} is not shown to hold for new trainings ({p}).")
     if split := analysis.splits.get(analysis.winner):
         seed, image, _ = split.shares
@@ -217,10 +217,10 @@ def basis(run: Run) -> str:
 
 def verdict(run: Run) -> str:
     """Which loss won and by how much, what that is worth, and what it is not: lines for the terminal."""
-    said = lead(run.analysis)
+    said = lead(run)
     lines = [said if run.analysis.runner_up is None else f"Use {run.analysis.winner}. {said}"]
     lines += written(run)
-    return "\n".join([*lines, *disappointments(run.analysis)])
+    return "\n".join([*lines, *disappointments(run)])
 
 
 def written(run: Run) -> list[str]:
@@ -258,12 +258,13 @@ def decimals(column: Column, values: Sequence[float]) -> int:
     return 4 if max(map(abs, values)) < 0.1 else 3
 
 
-def lead(analysis: Analysis, name: Callable[[str], str] = str) -> str:
+def lead(run: Run, name: Callable[[str], str] = str) -> str:
     """The winner and its margin. name: how a loss is written."""
+    analysis = run.analysis
     winner = name(analysis.winner)
     score = f"{analysis.scores[analysis.winner]:.3f}"
     if analysis.runner_up is None:
-        return f"{winner} is the only loss with a result: whether another would do better is not known."
+        return f"{winner} is the only {run.noun} with a result: whether another would do better is not known."
     second = f"{analysis.scores[analysis.runner_up]:.3f}"
     # Of the printed scores, so that the reader's own subtraction agrees.
     margin = f"{float(score) - float(second):.3f}" if score != second else "less than 0.001"
@@ -302,7 +303,7 @@ def caveats(run: Run) -> list[str]:
             f"{winner.name} was trained on {join(own)}, which {are} part of the score, so the score flatters "
             "it. Look at the pictures below before trusting it."
         )
-    said += disappointments(analysis)
+    said += disappointments(run)
     if run.images < FEW_IMAGES:
         said.append(
             f"Only {count(run.images, 'image')} evaluated: means move with each image. Prefer {FEW_IMAGES} or more."
@@ -317,11 +318,12 @@ def caveats(run: Run) -> list[str]:
     return said
 
 
-def disappointments(analysis: Analysis) -> list[str]:
+def disappointments(run: Run) -> list[str]:
     """When the best loss is no better than what there was without it."""
+    analysis = run.analysis
     nothing = INPUT in analysis.scores and analysis.scores[analysis.winner] <= analysis.scores[INPUT]
-    further = [_NO_FURTHER] if analysis.winner == START and analysis.runner_up is not None else []
-    return ([_NO_GAIN] if nothing else []) + further
+    further = [_NO_FURTHER.format(run.noun)] if analysis.winner == START and analysis.runner_up is not None else []
+    return ([_NO_GAIN.format(run.noun)] if nothing else []) + further
 
 
 def short(text: str, most: int = 260) -> str:
