@@ -349,7 +349,7 @@ def _calibrate(
 class _Stages:
     """The results of the model's stages that a training needs: all, or the last where no other counts."""
 
-    def __init__(self, model: nn.Module, trained: nn.Module, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, trained: Any, settings: Settings) -> None:
         self.trained = trained
         self.weights = stage_weights(model, settings.stages)
         self.several = any(self.weights[:-1])
