@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from veridical.models.base import Restorer, check_options
 
-NORMS: tuple[str, ...] = ("with-bias", "bias-free")
-
 
 class Restormer(Restorer):
     """Restormer: an encoder and a decoder of transformer blocks that attend between channels, not between pixels.
@@ -18,9 +16,8 @@ class Restormer(Restorer):
     cost grows with the number of pixels and not with its square. The feed-forward layers are gated and look at 3x3
     neighbours. At its defaults it has 26,126,644 parameters (26.1 M in the authors' words).
 
-    The authors' released files load as they are: those of deraining, motion and single-image defocus deblurring with
-    `norm="with-bias"`, those of denoising with `norm="bias-free"`. Their dual-pixel variant, of six input channels, is
-    not here.
+    The authors' released files load as they are, those of denoising with `bias_free=True`. Their dual-pixel variant,
+    of six input channels, is not here.
 
     The last convolution starts at zero, so that the untrained network returns its input: every loss starts from the
     degraded image. (The authors start from PyTorch's initialisation throughout.)
@@ -34,7 +31,7 @@ class Restormer(Restorer):
             refinement: blocks behind the decoder, at full resolution.
             heads: of the attention in each level.
             expansion: the feed-forward layers have so many times as many channels, rounded down.
-            norm: "with-bias" (layer norm over the channels of each pixel) or "bias-free" (without mean and bias).
+            bias_free: layer norms divide the channels of a pixel by their deviation alone, without mean and bias.
     Errors: ValueError for impossible options and for inputs of another shape.
     Source: Zamir, Arora, Khan, Hayat, Khan & Yang 2022, Restormer, arXiv:2111.09881; keys from their released code.
     """
@@ -50,7 +47,7 @@ class Restormer(Restorer):
         refinement: int = 4,
         heads: Sequence[int] = (1, 2, 4, 8),
         expansion: float = 2.66,
-        norm: str = "with-bias",
+        bias_free: bool = False,
     ) -> None:
         super().__init__()
         check_options("restormer", channels=(channels, 1), width=(width, 1), refinement=(refinement, 0))
@@ -63,14 +60,12 @@ class Restormer(Restorer):
                 f"width of restormer must be even, and that of each level, {widths}, a multiple of its heads, "
                 f"{list(heads)}; got {width}."
             )
-        if norm not in NORMS:
-            raise ValueError(f"norm of restormer must be {' or '.join(map(repr, NORMS))}; got {norm!r}.")
         if int(width * expansion) < 1:
             raise ValueError(f"expansion of restormer leaves no channels of {width}; got {expansion!r}.")
         self.channels = channels
 
         def level(count: int, wide: int, of: int) -> nn.Sequential:
-            return nn.Sequential(*(_TransformerBlock(wide, heads[of], expansion, norm) for _ in range(count)))
+            return nn.Sequential(*(_TransformerBlock(wide, heads[of], expansion, bias_free) for _ in range(count)))
 
         self.patch_embed = nn.ModuleDict({"proj": _conv3x3(channels, width)})
         self.encoder_level1 = level(blocks[0], widths[0], 0)
@@ -137,11 +132,11 @@ class _Up(nn.Module):
 
 
 class _TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int, expansion: float, norm: str) -> None:
+    def __init__(self, width: int, heads: int, expansion: float, bias_free: bool) -> None:
         super().__init__()
-        self.norm1 = nn.ModuleDict({"body": _ChannelNorm(width, norm)})
+        self.norm1 = nn.ModuleDict({"body": _ChannelNorm(width, bias_free)})
         self.attn = _ChannelAttention(width, heads)
-        self.norm2 = nn.ModuleDict({"body": _ChannelNorm(width, norm)})
+        self.norm2 = nn.ModuleDict({"body": _ChannelNorm(width, bias_free)})
         self.ffn = _GatedFeedForward(width, int(width * expansion))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,18 +146,19 @@ class _TransformerBlock(nn.Module):
 
 
 class _ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel; "bias-free" divides by the deviation, and leaves the mean."""
+    """Layer norm over the channels of each pixel; `bias_free` divides by the deviation alone."""
 
-    def __init__(self, width: int, norm: str) -> None:
+    def __init__(self, width: int, bias_free: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if norm == "with-bias" else None
+        self.bias = None if bias_free else nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:
             return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
-        variance = x.float().var(dim=1, keepdim=True, unbiased=False)
-        return x * (variance + 1e-5).rsqrt().to(x.dtype) * self.weight.view(-1, 1, 1)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance = exact.var(dim=1, keepdim=True, unbiased=False)
+        return (exact * (variance + 1e-5).rsqrt()).to(x.dtype) * self.weight.view(-1, 1, 1)
 
 
 class _ChannelAttention(nn.Module):
