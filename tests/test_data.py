@@ -1,16 +1,19 @@
 """Samples: the same whatever the workers, cut from where they say, and never stopped by one bad file."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.signal import convolve2d
 from torch import Tensor
 
 from tests.shared import shared_data
 from veridical.core.errors import DataError
 from veridical.core.files import read_image, write_image
+from veridical.degradations import degradation, enlarged
 from veridical.training.data import (
     EvaluationPair,
     PairSamples,
@@ -25,6 +28,7 @@ from veridical.training.data import (
     pairs_in,
     photographs_in,
 )
+from veridical.training.kernels import kernels_in
 from veridical.training.photographs import EVALUATE, EVALUATE_PX, TRAIN, credits, demo_photographs
 
 
@@ -93,7 +97,6 @@ def test_batches_are_the_same_whatever_the_worker_count_and_the_start(folder: Pa
 
 
 def test_real_degradations_give_the_same_batches_in_workers(folder: Path):
-    degradation = pytest.importorskip("veridical.degradations").degradation
     chain = degradation("camera-shake(size=15) + gaussian-noise(sigma_8bit=(0, 15)) + jpeg(quality=(20, 90))")
     samples = TrainingSamples(photographs_in(folder), chain, crop=24, seed=1)
     alone = list(batches(samples, batch_size=2, start_step=0, steps=4))
@@ -229,13 +232,86 @@ def test_when_nothing_is_left_the_first_reasons_are_told(tmp_path: Path):
         TrainingSamples(photographs_in(tmp_path), Noise(), crop=16, seed=0)
 
 
-def test_a_degradation_that_shrinks_is_refused_with_the_remedy():
+@dataclass(frozen=True)
+class Corner(Noise):
+    """Keeps the first pixel of each block of `scale`, so that its place can be told."""
+
+    label: str = "corner"
+    scale: int = 4
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        del generator
+        return image[:, :: self.scale, :: self.scale]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("height", [24, 131, 200])
+def test_a_degradation_may_shrink_and_every_turn_keeps_its_grid(scale: int, height: int):
+    image = torch.arange(3 * height * 150).reshape(3, height, 150).float()
+    samples = TrainingSamples([("a", image)], Corner(scale=scale), crop=24, seed=0, flips=False)
+    assert samples.scale == scale
+    for index in range(50):
+        degraded, sharp = samples[index]
+        assert (degraded.shape, sharp.shape) == ((3, 24 // scale, 24 // scale), (3, 24, 24))
+        assert torch.equal(degraded, sharp[:, ::scale, ::scale])
+        top, left = divmod(int(sharp[0, 0, 0]), 150)
+        assert top % scale == left % scale == 0
+    # Turned, a window is degraded as it then stands: again from its own corner.
+    turned = TrainingSamples([("a", image)], Corner(scale=scale), crop=24, seed=0)
+    for index in range(50):
+        degraded, sharp = turned[index]
+        assert torch.equal(degraded, sharp[:, ::scale, ::scale])
+
+
+def test_every_place_of_the_grid_is_drawn_when_the_degradation_shrinks():
+    image = torch.arange(3 * 23 * 27).reshape(3, 23, 27).float()
+    samples = TrainingSamples([("a", image)], Corner(), crop=16, seed=0, flips=False)
+    corners = {divmod(int(samples[index][1][0, 0, 0]), 27) for index in range(100)}
+    assert corners == {(top, left) for top in (0, 4) for left in (0, 4, 8)}
+
+
+def test_what_shrank_and_was_enlarged_is_cut_at_the_places_of_what_shrank():
+    """A model that keeps the size sees the same crops as one that enlarges, in the same order."""
+    small = degradation("bicubic-downscale(scale=4)")
+    samples = TrainingSamples([("a", random_image(200, 220))], small, crop=32, seed=0)
+    again = copy.copy(samples)
+    again.degradation = enlarged(small)
+    upscale = degradation("bicubic-upscale(scale=4)")
+    for index in range(10):
+        (low, sharp), (high, same_sharp) = samples[index], again[index]
+        assert torch.equal(sharp, same_sharp)
+        assert high.shape == sharp.shape
+        # Away from the border of the crop, where what was cut off is missing.
+        torch.testing.assert_close(high[:, 12:-12, 12:-12], upscale(low)[:, 12:-12, 12:-12], atol=1e-5, rtol=0)
+
+
+def test_a_crop_that_does_not_shrink_whole_is_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"crops of 30 px cannot shrink 4 times.*Set training\.crop to 28 or 32\."):
+        TrainingSamples([("a", random_image())], Corner(), crop=30, seed=0)
+    with pytest.raises(DataError, match=r"Set training\.crop to 4\."):
+        TrainingSamples([("a", random_image())], Corner(), crop=3, seed=0)
+
+
+@pytest.mark.parametrize("spec", ["bicubic-upscale(scale=2)", "bicubic-downscale(scale=3) + bicubic-upscale(scale=2)"])
+def test_a_degradation_of_no_whole_scale_is_refused_with_the_remedy(spec: str):
     for build in (
-        lambda: TrainingSamples([("a", random_image())], Noise("small", 4), crop=16, seed=0),
-        lambda: evaluation_photographs([("a", random_image())], Noise("small", 4), seed=0),
+        lambda: TrainingSamples([("a", random_image())], degradation(spec), crop=16, seed=0),
+        lambda: evaluation_photographs([("a", random_image())], degradation(spec), seed=0),
     ):
-        with pytest.raises(DataError, match=r"'small' makes the image 4 times smaller.*bicubic-upscale"):
+        with pytest.raises(DataError, match=r"times smaller, but that must be a whole number.*bicubic-upscale"):
             build()
+
+
+def test_evaluation_images_are_cut_to_multiples_of_the_scale():
+    image = random_image(43, 58)
+    pairs = evaluation_photographs([("a", image)], Corner(), seed=0)
+    (pair,) = pairs
+    assert pairs.scale == 4
+    assert pairs.size(pairs.items[0]) == (40, 56)
+    assert torch.equal(pair.sharp, image[:, :40, :56])
+    assert torch.equal(pair.degraded, image[:, :40:4, :56:4])
+    tight = evaluation_photographs([("a", image), ("b", random_image(43, 23))], Corner(), seed=0, min_size=21)
+    assert [each.name for each in tight.skipped] == ["b"]  # 20 px would be left of it
 
 
 def test_the_generator_of_a_place_is_fixed_for_all_time():
@@ -278,6 +354,44 @@ def test_two_sizes_in_a_pair_are_an_error(tmp_path: Path):
         PairSamples(pairs_in(blurred, sharp), crop=16, seed=0)
 
 
+def make_enlarged_pairs(root: Path, scales: dict[str, int]) -> tuple[Path, Path]:
+    for place, (name, scale) in enumerate(scales.items()):
+        image = random_image(20, 28, seed=place)
+        write_image(root / "low" / f"{name}.png", image)
+        big = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        write_image(root / "high" / f"{name}.png", big)
+    return root / "low", root / "high"
+
+
+def test_sharp_photographs_may_be_a_whole_number_of_times_larger(tmp_path: Path):
+    items = pairs_in(*make_enlarged_pairs(tmp_path, {"a": 3, "b": 3}))
+    samples = PairSamples(items, crop=24, seed=0)
+    assert samples.scale == 3
+    for index in range(20):
+        degraded, sharp = samples[index]
+        assert (degraded.shape, sharp.shape) == ((3, 8, 8), (3, 24, 24))
+        assert torch.equal(degraded, sharp[:, ::3, ::3])
+    pairs = evaluation_pairs(items)
+    assert pairs.scale == 3
+    assert [tuple(pair.sharp.shape) for pair in pairs] == [(3, 60, 84)] * 2
+    assert [tuple(pair.degraded.shape) for pair in pairs] == [(3, 20, 28)] * 2
+    with pytest.raises(DataError, match=r"crops of 16 px cannot shrink 3 times.*training\.crop to 15 or 18"):
+        PairSamples(items, crop=16, seed=0)
+
+
+def test_pairs_of_two_scales_are_refused_by_name(tmp_path: Path):
+    items = pairs_in(*make_enlarged_pairs(tmp_path, {"a": 1, "b": 2}))
+    with pytest.raises(DataError, match=r"not all as many times larger.*: 1 in 'a', 2 in 'b'"):
+        evaluation_pairs(items)
+
+
+def test_a_pair_enlarged_by_two_factors_is_refused(tmp_path: Path):
+    write_image(tmp_path / "low" / "a.png", random_image(20, 20))
+    write_image(tmp_path / "high" / "a.png", random_image(40, 60))
+    with pytest.raises(DataError, match=r"has two sizes: .* 20x20 px, .* 60x40.*whole multiple"):
+        evaluation_pairs(pairs_in(tmp_path / "low", tmp_path / "high"))
+
+
 def test_a_pair_with_one_bad_file_is_skipped(tmp_path: Path):
     blurred, sharp = make_pairs(tmp_path)
     (blurred / "a.tif").write_bytes(b"")
@@ -310,6 +424,99 @@ def test_evaluation_is_the_same_each_time_and_for_any_company(folder: Path):
         assert torch.equal(pair.sharp, expected.sharp)
     assert first[0].degraded.shape == (3, 40, 56)
     torch.testing.assert_close(first[0].sharp, random_image(seed=0))
+
+
+# -- known blurs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec", ["camera-shake(size=9, border=zero)", "disc-blur(radius_px=(1, 4), border=zero)", "box-blur(border=zero)"]
+)
+def test_the_kernel_of_an_evaluation_image_is_the_one_it_was_blurred_with(spec: str):
+    photographs = [(name, random_image(seed=place)) for place, name in enumerate("ab")]
+    for pair in evaluation_photographs(photographs, degradation(spec), seed=0):
+        assert pair.kernel is not None
+        assert float(pair.kernel.sum()) == pytest.approx(1)
+        expected = [convolve2d(plane, pair.kernel.numpy(), mode="same") for plane in pair.sharp.double().numpy()]
+        np.testing.assert_allclose(pair.degraded, np.stack(expected), atol=1e-5)
+
+
+def test_noise_after_a_blur_leaves_the_kernel_and_anything_else_hides_it():
+    photographs = [("a", random_image())]
+    (plain,) = evaluation_photographs(photographs, degradation("camera-shake"), seed=0)
+    (noisy,) = evaluation_photographs(
+        photographs, degradation("camera-shake + gaussian-noise(sigma_8bit=(0, 9))"), seed=0
+    )
+    assert plain.kernel is not None
+    assert noisy.kernel is not None
+    assert torch.equal(noisy.kernel, plain.kernel)
+    for spec in (
+        "camera-shake + jpeg",
+        "gaussian-noise + camera-shake",
+        "gaussian-noise",
+        "jpeg",
+        "box-blur + box-blur",
+    ):
+        (other,) = evaluation_photographs(photographs, degradation(spec), seed=0)
+        assert other.kernel is None
+
+
+def test_measured_kernels_find_their_pairs(tmp_path: Path):
+    for name, height in (("kernel03", 3), ("kernel4", 5), ("im07_ker04", 7)):
+        np.save(tmp_path / f"{name}.npy", 2 * np.ones((height, 3), np.float32))
+    found = kernels_in(tmp_path, ["im05_ker03", "sub/im06_ker03", "im07_ker04", "kernel3"])
+    assert {name: tuple(kernel.shape) for name, kernel in found.items()} == {
+        "im05_ker03": (3, 3),
+        "sub/im06_ker03": (3, 3),
+        "im07_ker04": (7, 3),
+        "kernel3": (3, 3),
+    }
+    assert all(kernel.dtype == torch.float64 and float(kernel.sum()) == pytest.approx(1) for kernel in found.values())
+    with pytest.raises(DataError, match=r"one kernel of the pair 'im01_ker04'.*Found: im07_ker04\.npy, kernel4\.npy"):
+        kernels_in(tmp_path, ["im01_ker04"])
+    with pytest.raises(DataError, match=r"the pair 'flower': flower\.npy, or one whose name ends.*Found: none"):
+        kernels_in(tmp_path, ["flower"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.ones(3), r"one array of numbers of shape \(h, w\)"),
+        (np.zeros((3, 3)), "a sum above 0; it sums to 0"),
+        (np.full((3, 3), np.nan), "finite numbers"),
+        (np.array([["a"]]), "one array of numbers"),
+    ],
+)
+def test_a_file_that_holds_no_kernel_is_named(tmp_path: Path, content: np.ndarray, message: str):
+    np.save(tmp_path / "a1.npy", content)
+    with pytest.raises(DataError, match=message):
+        kernels_in(tmp_path, ["b1"])
+
+
+def test_a_folder_without_kernels_and_a_pickle_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no kernels in .*\.npy files"):
+        kernels_in(tmp_path, ["a"])
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(DataError, match="cannot read the kernel"):
+        kernels_in(tmp_path, ["a"])
+
+
+def test_the_measured_kernels_of_levin_are_those_of_a_correlation():
+    """By the fifth, the one that is centred: the others displace the image by a pixel or more."""
+    root, folder = shared_data("pairs/levin"), shared_data("kernels/levin")
+    items = [item for item in pairs_in(root / "blur", root / "sharp") if item.name.endswith("ker05")]
+    assert len(items) == 4
+
+    def errors(*, flip: bool) -> list[float]:
+        found = []
+        kernels = kernels_in(folder, [item.name for item in items], flip=flip)
+        for pair in evaluation_pairs(items, channels=1, kernels=kernels):
+            assert pair.kernel is not None
+            blurred = convolve2d(pair.sharp[0].double().numpy(), pair.kernel.numpy(), mode="same")
+            found.append(float(np.square(blurred - pair.degraded[0].numpy())[30:-30, 30:-30].mean()))
+        return found
+
+    assert max(errors(flip=True)) < min(errors(flip=False)) / 5
 
 
 def test_held_out_photographs_are_disjoint_and_stay_when_others_come(folder: Path):

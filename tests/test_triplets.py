@@ -83,7 +83,7 @@ def test_strengths_that_cannot_be_are_refused(arguments, error, message):
 
 def test_a_degradation_that_changes_the_size_is_refused(photographs):
     two = two_strengths(None, "bicubic-downscale(scale=2)", "bicubic-downscale(scale=4)")
-    with pytest.raises(DataError, match="models keep the size"):
+    with pytest.raises(DataError, match=r"one size, but .* makes them 2 times smaller. Enlarge them again"):
         PhotographTriplets(photographs, two, crop=32, count=1, seed=0)
 
 

@@ -11,7 +11,7 @@ from veridical.core.errors import BadOption
 from veridical.degradations.base import Degradation
 from veridical.degradations.blur import Blur, BoxBlur, DiscBlur, GaussianBlur
 from veridical.degradations.camera_shake import CameraShake
-from veridical.degradations.chain import Chain
+from veridical.degradations.chain import Chain, blur_of, enlarged
 from veridical.degradations.jpeg import Jpeg
 from veridical.degradations.mosaic import BayerMosaic
 from veridical.degradations.noise import GaussianNoise
@@ -35,7 +35,9 @@ __all__ = [
     "GaussianNoise",
     "Jpeg",
     "Task",
+    "blur_of",
     "degradation",
+    "enlarged",
 ]
 
 # name -> class; its keyword arguments are the options, the first line of its docstring says what it does.

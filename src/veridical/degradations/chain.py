@@ -10,6 +10,9 @@ from torch import Tensor
 
 from veridical.core.errors import BadOption
 from veridical.degradations.base import Degradation
+from veridical.degradations.blur import Blur
+from veridical.degradations.noise import GaussianNoise
+from veridical.degradations.resize import BicubicUpscale
 
 
 class Chain(Degradation):
@@ -45,3 +48,29 @@ class Chain(Degradation):
         for step in self.steps:
             image = step(image, generator)
         return image[:, :height, :width].contiguous()
+
+
+def enlarged(degradation: Degradation) -> Degradation:
+    """The degradation, followed by bicubic enlargement to the size that it began with: what a model that keeps the size
+    is fed. Itself where it keeps the size too.
+
+    Errors: BadOption for a degradation that does not shrink by a whole number.
+    """
+    scale = degradation.scale
+    if scale == 1:
+        return degradation
+    if not isinstance(scale, int):
+        raise BadOption(f"{degradation.label!r} shrinks by {scale}, but only a whole number can be enlarged again.")
+    steps = degradation.steps if isinstance(degradation, Chain) else (degradation,)
+    return Chain([*steps, BicubicUpscale(scale=scale)])
+
+
+def blur_of(degradation: object) -> Blur | None:
+    """The blur whose kernel says all of a degradation but its noise: the degradation, or the first step of a chain
+    that goes on with noise alone. None for any other; a kernel does not tell how JPEG or a resize changed the image.
+
+    Its next kernel is that of the next image when the generator is in the same state: it draws first.
+    """
+    steps = degradation.steps if isinstance(degradation, Chain) else (degradation,)
+    first, *later = steps
+    return first if isinstance(first, Blur) and all(isinstance(step, GaussianNoise) for step in later) else None

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import signal
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,14 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from veridical.core.colour import luma
 from veridical.core.errors import DataError
 from veridical.core.files import find_images, read_image
+from veridical.degradations import blur_of
 
 # Decoded photographs kept in memory, together, at the depth of their files.
 CACHE_BYTES = 2 * 2**30
 # A training crop is cut from a degraded window that is larger by this on each side (where the photograph
 # allows), so that the border rule of a blur of up to 33 px stays outside. A multiple of 16: JPEG's blocks
 # with halved colour, a Bayer pattern and a resize's grid then stand in the crop as they stand in a whole
-# image.
+# image. Of an image that shrinks, it is px of the small one.
 MARGIN_PX = 16
 
 
@@ -50,7 +51,7 @@ class Photograph(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A degraded photograph and the sharp one of the same scene and size."""
+    """A degraded photograph and the sharp one of the same scene: of its size, or a whole number of times larger."""
 
     name: str
     degraded: Photograph
@@ -61,11 +62,15 @@ Named = TypeVar("Named", Photograph, Pair)
 
 
 class EvaluationPair(NamedTuple):
-    """degraded, sharp: (C, H, W) float32."""
+    """degraded: (C, H, W) float32. sharp: (C, scale * H, scale * W).
+
+    kernel: of the blur in `degraded`, where it is known: float64 (h, w), sums to 1, of a true convolution.
+    """
 
     name: str
     degraded: Tensor
     sharp: Tensor
+    kernel: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -227,8 +232,9 @@ def _usable(
     least: int,
     what: str,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Pair], list[Skipped]]:
-    """Every pair whose files decode, are large enough and of one size; the others with their reasons.
+) -> tuple[list[Pair], list[Skipped], int]:
+    """Every pair whose files decode and are large enough; the others with their reasons; and how many times larger
+    than the degraded photographs the sharp ones are.
 
     Each file is decoded once, on several threads, because a file cut short shows only then.
     """
@@ -242,6 +248,7 @@ def _usable(
 
     usable: list[Pair] = []
     skipped: list[Skipped] = []
+    by_scale: dict[int, Pair] = {}
     pool = ThreadPoolExecutor(max_workers=8)
     try:
         for done, (pair, decoded) in enumerate(zip(items, pool.map(read, items), strict=True), start=1):
@@ -250,11 +257,12 @@ def _usable(
             else:
                 for path, pixels in decoded.items():
                     store.keep(path, pixels)
-                reason = _fault(pair, store, least, what)
+                scale, reason = _scale_of(pair, store), _fault(pair, store, least, what)
                 if reason:
                     skipped.append(Skipped(pair.name, reason))
                 else:
                     usable.append(pair)
+                    by_scale.setdefault(scale, pair)
             if progress:
                 progress(done, len(items))
     finally:
@@ -262,26 +270,43 @@ def _usable(
     if not usable:
         reasons = "\n  ".join(each.reason for each in skipped[:3]) or "none was given."
         raise DataError(f"none of the {len(items)} image(s) can be used for {what}:\n  {reasons}")
-    return usable, skipped
+    if len(by_scale) > 1:
+        listed = ", ".join(f"{scale} in {pair.name!r}" for scale, pair in sorted(by_scale.items()))
+        raise DataError(
+            f"the sharp photographs are not all as many times larger than the degraded ones: {listed}. "
+            "One model enlarges all of them alike: name a folder for each scale."
+        )
+    return usable, skipped, next(iter(by_scale))
+
+
+def _scale_of(pair: Pair, store: Store) -> int:
+    """How many times larger the sharp photograph is. Errors: DataError unless it is a whole number, the same in both
+    directions."""
+    (height, width), (low, narrow) = store.size(pair.sharp), store.size(pair.degraded)
+    scale = height // low
+    if scale < 1 or (height, width) != (scale * low, scale * narrow):
+        raise DataError(
+            f"the pair {pair.name!r} has two sizes: {_where(pair.degraded)} is {narrow}x{low} px, "
+            f"{_where(pair.sharp)} is {width}x{height}. Both must show the same scene at the same size, or the sharp "
+            "one at a whole multiple of it."
+        )
+    return scale
 
 
 def _fault(pair: Pair, store: Store, least: int, what: str) -> str | None:
-    """Why a pair that decodes is skipped, or None. Two sizes are a mistake and raise DataError."""
-    (height, width), other = store.size(pair.sharp), store.size(pair.degraded)
-    if other != (height, width):
-        raise DataError(
-            f"the pair {pair.name!r} has two sizes: {_where(pair.degraded)} is {other[1]}x{other[0]} px, "
-            f"{_where(pair.sharp)} is {width}x{height}. Both must show the same scene at the same size."
-        )
+    """Why a pair that decodes is skipped, or None."""
+    height, width = store.size(pair.sharp)
     if min(height, width) < least:
         return f"{_where(pair.sharp)} is {width}x{height} px, but {what} need at least {least}x{least}."
     return None
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
-    """Sample `index` -> (degraded, sharp), each (channels, crop, crop) float32. There is no last index.
+    """Sample `index` -> (degraded, sharp), float32: (channels, crop / scale, crop / scale) and (channels, crop, crop).
+    There is no last index.
 
-    Attributes: items: what is sampled. skipped: the photographs that could not be used, with reasons.
+    Attributes: items: what is sampled. skipped: the photographs that could not be used, with reasons. scale: how many
+                times larger the sharp image is; crops begin at multiples of it.
     """
 
     def __init__(
@@ -294,12 +319,21 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         flips: bool = True,
         cache_bytes: int = CACHE_BYTES,
         progress: Callable[[int, int], None] | None = None,
+        scale: int | None = None,
     ) -> None:
         if crop < 1:
             raise ValueError(f"crop must be at least 1 px, but got {crop!r}.")
         self.store = Store(channels=channels, cache_bytes=cache_bytes)
         self.crop, self.seed, self.flips = crop, seed, flips
-        self.items, self.skipped = _usable(items, self.store, crop, f"training crops of {crop} px", progress)
+        self.items, self.skipped, found = _usable(items, self.store, crop, f"training crops of {crop} px", progress)
+        self.scale = found if scale is None else scale
+        if crop % self.scale:
+            below = crop - crop % self.scale
+            fitting = " or ".join(str(each) for each in (below, below + self.scale) if each)
+            raise DataError(
+                f"training crops of {crop} px cannot shrink {self.scale} times: the side must be a multiple of "
+                f"{self.scale}. Set training.crop to {fitting}."
+            )
 
     def with_seed(self, seed: int) -> Self:
         """Other samples of the same photographs, which both keep decoded in one place."""
@@ -311,7 +345,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         generator = generator_for(self.seed, index)
         pair = self.items[pick(len(self.items), generator)]
         height, width = self.store.size(pair.sharp)
-        top, left = pick(height - self.crop + 1, generator), pick(width - self.crop + 1, generator)
+        top, left = (self.scale * pick((side - self.crop) // self.scale + 1, generator) for side in (height, width))
         turn = pick(8, generator) if self.flips else 0
         return self._cut(pair, top, left, turn, generator)
 
@@ -327,12 +361,12 @@ class TrainingSamples(Samples):
     it.
 
     Args:   photographs: to sample from; those that cannot be read or are smaller than `crop` are skipped.
-            degradation: must keep the size of the image (`scale` 1).
-            crop: side of a sample, in px. channels: 3, or 1 for BT.601 luma. flips: turn and mirror at
+            degradation: may make the image smaller by a whole `scale`; `crop` must then be a multiple of it.
+            crop: side of a sharp sample, in px. channels: 3, or 1 for BT.601 luma. flips: turn and mirror at
             random.
             cache_bytes: limit of the decoded photographs kept. progress: called with (done, of) while files
             are read.
-    Errors: DataError when no photograph is left, or the degradation changes the size.
+    Errors: DataError when no photograph is left, the degradation enlarges, or `crop` does not fit its scale.
     """
 
     def __init__(
@@ -347,7 +381,6 @@ class TrainingSamples(Samples):
         cache_bytes: int = CACHE_BYTES,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        _keeps_the_size(degradation)
         self.degradation = degradation
         super().__init__(
             [Pair(photo.name, photo, photo) for photo in _named(photographs)],
@@ -357,13 +390,15 @@ class TrainingSamples(Samples):
             flips=flips,
             cache_bytes=cache_bytes,
             progress=progress,
+            scale=_shrinks_by(degradation),
         )
 
     def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         height, width = self.store.size(pair.sharp)
         # What is left on each side of the crop, in whole multiples of the margin: 0 or 1.
-        above, below = (MARGIN_PX * (room >= MARGIN_PX) for room in (top, height - top - self.crop))
-        before, after = (MARGIN_PX * (room >= MARGIN_PX) for room in (left, width - left - self.crop))
+        margin = self.scale * MARGIN_PX
+        above, below = (margin * (room >= margin) for room in (top, height - top - self.crop))
+        before, after = (margin * (room >= margin) for room in (left, width - left - self.crop))
         window = self.store.window(
             pair.sharp, top - above, left - before, above + self.crop + below, before + self.crop + after
         )
@@ -374,9 +409,14 @@ class TrainingSamples(Samples):
             window = window.flip(2)
             before, after = after, before
         window = window.contiguous()
-        degraded = self.degradation(window, generator)
-        inside = (slice(None), slice(above, above + self.crop), slice(before, before + self.crop))
-        return degraded[inside].contiguous(), window[inside].contiguous()
+        # Not self.scale: what has shrunk may have been enlarged again.
+        shrunk = _shrinks_by(self.degradation)
+        degraded = _part(self.degradation(window, generator), above // shrunk, before // shrunk, self.crop // shrunk)
+        return degraded.contiguous(), _part(window, above, before, self.crop).contiguous()
+
+
+def _part(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    return image[:, top : top + side, left : left + side]
 
 
 class PairSamples(Samples):
@@ -384,16 +424,15 @@ class PairSamples(Samples):
 
     Args:   items: of `pairs_in`; those with a file that cannot be read or is smaller than `crop` are skipped.
             Others as for TrainingSamples.
-    Errors: DataError when no pair is left, or when the two of a pair differ in size.
+    Errors: DataError when no pair is left, when the sharp photographs are not all the same whole number of times as
+            large as the degraded ones, or when `crop` does not fit that number.
     """
 
     def _cut(self, pair: Pair, top: int, left: int, turn: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         del generator
-        degraded, sharp = (
-            turned(self.store.window(photo, top, left, self.crop, self.crop), turn)
-            for photo in (pair.degraded, pair.sharp)
-        )
-        return degraded, sharp
+        low, narrow, side = (each // self.scale for each in (top, left, self.crop))
+        degraded = self.store.window(pair.degraded, low, narrow, side, side)
+        return turned(degraded, turn), turned(self.store.window(pair.sharp, top, left, self.crop, self.crop), turn)
 
 
 def batches(
@@ -407,7 +446,7 @@ def batches(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches (degraded, sharp), each (B, C, H, W), of the steps start_step + 1 to `steps`.
+    """The batches (degraded, sharp), each (B, C, H, W) of its own size, of the steps start_step + 1 to `steps`.
 
     Batch k holds the samples (k - 1) * batch_size onwards, whatever `workers` and wherever one starts. With
     several processes (`world_size`), process `rank` gets its equal share of every batch.
@@ -437,10 +476,12 @@ def batches(
 
 
 class EvaluationPairs:
-    """Whole images to evaluate on, as (name, degraded, sharp), made anew on each iteration and always the
-    same.
+    """Whole images to evaluate on, each an EvaluationPair, made anew on each iteration and always the same.
 
-    Attributes: skipped: the photographs that could not be used, with reasons.
+    A sharp photograph that the degradation makes smaller is cut, below and on the right, to multiples of its scale.
+
+    Attributes: skipped: the photographs that could not be used, with reasons. scale: how many times larger the sharp
+                image is than the degraded one.
     """
 
     def __init__(
@@ -452,22 +493,36 @@ class EvaluationPairs:
         channels: int,
         min_size: int,
         cache_bytes: int,
+        kernels: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.store = Store(channels=channels, cache_bytes=cache_bytes)
-        self.degradation, self.seed = degradation, seed
-        self.items, self.skipped = _usable(items, self.store, min_size, "evaluation images", None)
+        self.degradation, self.seed, self.kernels = degradation, seed, kernels or {}
+        shrunk = 1 if degradation is None else _shrinks_by(degradation)
+        least = shrunk * -(-min_size // shrunk)
+        self.items, self.skipped, found = _usable(items, self.store, least, "evaluation images", None)
+        self.scale = found if degradation is None else shrunk
 
     def __len__(self) -> int:
         return len(self.items)
 
+    def size(self, pair: Pair) -> tuple[int, int]:
+        """(H, W) of a sharp image as it is evaluated."""
+        height, width = self.store.size(pair.sharp)
+        return height - height % self.scale, width - width % self.scale
+
     def __iter__(self) -> Iterator[EvaluationPair]:
         for pair in self.items:
-            sharp = self.store.whole(pair.sharp)
+            sharp = self.store.window(pair.sharp, 0, 0, *self.size(pair))
             if self.degradation is None:
-                degraded = self.store.whole(pair.degraded)
-            else:
-                degraded = self.degradation(sharp, generator_for(self.seed, "evaluate", pair.name))
-            yield EvaluationPair(pair.name, degraded, sharp)
+                yield EvaluationPair(pair.name, self.store.whole(pair.degraded), sharp, self.kernels.get(pair.name))
+                continue
+            degraded = self.degradation(sharp, self._generator(pair))
+            blur = blur_of(self.degradation)
+            # Of a generator that stands where the degradation's stood, so of the same draw.
+            yield EvaluationPair(pair.name, degraded, sharp, blur.kernel(self._generator(pair)) if blur else None)
+
+    def _generator(self, pair: Pair) -> torch.Generator:
+        return generator_for(self.seed, "evaluate", pair.name)
 
 
 def evaluation_photographs(
@@ -480,12 +535,11 @@ def evaluation_photographs(
     cache_bytes: int = CACHE_BYTES,
 ) -> EvaluationPairs:
     """Sharp photographs and their degraded selves, drawn from a generator of (seed, name): the same for
-    every loss.
+    every loss. The blur's kernel is known where `degradations.blur_of` finds one.
 
     Args:   min_size: photographs with a side shorter than this are skipped.
-    Errors: DataError when no photograph is left, or the degradation changes the size.
+    Errors: DataError when no photograph is left, or the degradation enlarges.
     """
-    _keeps_the_size(degradation)
     items = [Pair(photo.name, photo, photo) for photo in _named(photographs)]
     return EvaluationPairs(
         items,
@@ -498,20 +552,41 @@ def evaluation_photographs(
 
 
 def evaluation_pairs(
-    items: Sequence[Pair], *, channels: int = 3, min_size: int = 1, cache_bytes: int = CACHE_BYTES
+    items: Sequence[Pair],
+    *,
+    channels: int = 3,
+    min_size: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+    kernels: Mapping[str, Tensor] | None = None,
 ) -> EvaluationPairs:
-    """Real pairs as they are; arguments and errors as for `evaluation_photographs`."""
+    """Real pairs as they are.
+
+    Args:   kernels: those of their blurs by the pairs' names, where they were measured; see `training.kernels`.
+            Others as for `evaluation_photographs`.
+    Errors: DataError when no pair is left, or when the sharp photographs are not all the same whole number of times
+            as large as the degraded ones.
+    """
     return EvaluationPairs(
-        items, degradation=None, seed=0, channels=channels, min_size=min_size, cache_bytes=cache_bytes
+        items,
+        degradation=None,
+        seed=0,
+        channels=channels,
+        min_size=min_size,
+        cache_bytes=cache_bytes,
+        kernels=kernels,
     )
 
 
-def _keeps_the_size(degradation: Degradation) -> None:
-    if degradation.scale != 1:
+def _shrinks_by(degradation: Degradation) -> int:
+    """How many times smaller the degraded image is. Errors: DataError unless it is a whole number."""
+    scale = degradation.scale
+    if not isinstance(scale, int) or scale < 1:
         raise DataError(
-            f"the degradation {degradation.label!r} makes the image {degradation.scale} times smaller, "
-            "but models keep the size. Enlarge it again: 'bicubic-downscale(scale=4) + bicubic-upscale(scale=4)'."
+            f"the degradation {degradation.label!r} makes the image {scale} times smaller, but that must be a whole "
+            "number of at least 1. Choose other scales: 'bicubic-downscale(scale=4)', and 'bicubic-upscale(scale=4)' "
+            "after it for models that keep the size."
         )
+    return scale
 
 
 def _named(photographs: Sequence[Photograph | tuple[str, Tensor]]) -> list[Photograph]:

@@ -27,8 +27,9 @@ class Data(_Part):
     pairs:          two folders of real pairs to train on: degraded, sharp.
     pairs_evaluate: two folders of real pairs to evaluate on; without it, some of `pairs` are held out.
     kernels:        folder of .npy files, the measured blur kernels of the real pairs that are evaluated on, for what
-                    needs them (`classical`). A pair takes the kernel whose name its own ends with: im05_ker03 that of
-                    ker03.npy, kernel03.npy or kernel_03.npy.
+                    needs them (`classical`). A pair takes the one of its own name, else the one whose name ends with the
+                    same number: im05_ker03 takes kernel03.npy.
+    flip_kernels:   the files hold kernels of a correlation, such as Levin's: turn them by half a circle.
     """
 
     train: str | None = None
@@ -36,6 +37,7 @@ class Data(_Part):
     pairs: tuple[str, str] | None = Field(default=None, strict=False)
     pairs_evaluate: tuple[str, str] | None = Field(default=None, strict=False)
     kernels: str | None = None
+    flip_kernels: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":

@@ -133,6 +133,11 @@ class PhotographTriplets(Triplets):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         check_whole("the number of triplets", count, low=1)
+        if two.scale != 1:
+            raise DataError(
+                f"the images of a triplet have one size, but {two.label} makes them {two.scale} times smaller. "
+                "Enlarge them again: 'bicubic-downscale(scale=4) + bicubic-upscale(scale=4)'."
+            )
         self.crop, self.count, self.label = crop, count, two.label
         self.samples = TrainingSamples(photographs, two, crop=crop, seed=seed, flips=flips, progress=progress)
         self.skipped = self.samples.skipped
