@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -28,16 +29,20 @@ SMALL: dict[str, dict[str, object]] = {
     "mprnet": {"width": 8, "unet_step": 4, "full_step": 4, "cabs": 1},
     "hinet": {"width": 4, "depth": 3},
     "restormer": {"width": 8, "blocks": (1, 1, 1, 1), "refinement": 1},
-    # One scale: no gradient passes between several, and by gradients the contract measures how far a pixel looks.
-    "srn": {"width": 4, "blocks": 1, "scales": 1, "lstm": True},
+    "srn": {"width": 4, "blocks": 1, "scales": 2, "lstm": True},
+    # One scale: with random weights the second makes numbers of hundreds, of which bfloat16 keeps too little.
     "dsdeblur": {"width": 4, "scales": 1},
     "xydeblur": {"width": 4, "blocks": 1},
     "ddnet": {"width": 8, "blocks": 2, "border": 16},
     "ifan": {"width": 4, "iterations": 2},
 }
 
-# Those that promise to return their input before they are trained, so that every loss starts from the degraded image.
-RETURN_THEIR_INPUT_UNTRAINED = ("unet", "dncnn")
+# Those that promise it, so that every loss starts from the degraded image.
+RETURN_THEIR_INPUT_UNTRAINED = [
+    name
+    for name, model in MODELS.items()
+    if re.search(r"untrained network returns? its input", " ".join(inspect.getdoc(model).split()))
+]
 
 SIZES = [(1, 1), (1, 17), (16, 16), (31, 50)]
 
@@ -94,9 +99,14 @@ def test_any_size_comes_out_as_it_went_in_times_the_scale(name, channels):
 
 
 @pytest.mark.parametrize("name", RETURN_THEIR_INPUT_UNTRAINED)
-def test_an_untrained_model_returns_its_input(name):
+def test_an_untrained_model_that_promises_to_returns_its_input_at_every_stage(name):
     image = images(2, 3, 20, 20)
-    assert torch.equal(MODELS[name]()(image), image)
+    for stage in untrained(name).stages(image):
+        assert torch.equal(stage, image)
+
+
+def test_who_returns_its_input_untrained():
+    assert RETURN_THEIR_INPUT_UNTRAINED == ["unet", "dncnn", "hinet", "mprnet", "restormer"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,13 +145,13 @@ def test_learns_one_image_by_heart(name):
     sharp = sharp.repeat_interleave(model.scale, -1).repeat_interleave(model.scale, -2)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(40):
         loss = (model(degraded) - sharp).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -190,34 +200,49 @@ def test_runs_in_bfloat16_and_agrees_with_float32(name):
         assert (found.float() - exact).abs().mean() < 0.03 * exact.abs().mean()
 
 
-def reach_px(model: Restorer, side: int, *, upright: bool) -> tuple[int, int]:
-    """How far the pixels in the middle of a strip look along it, at most; and how far they can look, both ways."""
-    strip = images(1, 3, 8, side, dtype=torch.float64).requires_grad_()
-    image = strip.transpose(-1, -2) if upright else strip
-    out = model(image)
-    out = out.transpose(-1, -2) if upright else out
-    farthest = 0
-    middle = side // 2
+def reaches_px(model: Restorer, side: int, *, upright: bool) -> tuple[int, int]:
+    """How far the pixels in the middle of a strip look along it: by gradients, which see the faintest influence, and by
+    changes of the strip, which also see what no gradient passes."""
+    strip = images(1, 3, 8, side, dtype=torch.float64)
     # Every place of the middle relative to the coarsest grid of the model.
-    for column in range(middle, middle + model.multiple):
+    columns = range(side // 2, side // 2 + model.multiple)
+
+    def along(image: torch.Tensor) -> torch.Tensor:
+        return image.transpose(-1, -2) if upright else image
+
+    varied = strip.clone().requires_grad_()
+    out = along(model(along(varied)))
+    by_gradient = 0
+    for column in columns:
         line = out[..., column * model.scale : (column + 1) * model.scale]
-        (gradient,) = torch.autograd.grad(line.sin().sum(), strip, retain_graph=True)
+        (gradient,) = torch.autograd.grad(line.sin().sum(), varied, retain_graph=True)
         seen = gradient.abs().amax(dim=(0, 1, 2)).nonzero().flatten()
-        farthest = max(farthest, column - int(seen[0]), int(seen[-1]) - column)
-    return farthest, middle
+        by_gradient = max(by_gradient, column - int(seen[0]), int(seen[-1]) - column)
+
+    changed = strip.repeat(1 + len(columns), 1, 1, 1)
+    for place, column in enumerate(columns, start=1):
+        changed[place, ..., column] += 1
+    with torch.inference_mode():
+        found = along(model(along(changed)))
+    by_change = 0
+    for place, column in enumerate(columns, start=1):
+        difference = (found[place] - found[0]).abs().amax(dim=(0, 1))
+        seen = (difference > 1e-12).nonzero().flatten() // model.scale
+        by_change = max(by_change, column - int(seen[0]), int(seen[-1]) - column)
+    return by_gradient, by_change
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("upright", [False, True])
 def test_no_pixel_looks_farther_than_the_radius(name, upright):
     model = small(name).double()
-    if model.radius_px is None:
-        farthest, limit = reach_px(model, 256, upright=upright)
-        assert farthest >= limit - model.multiple
+    radius = model.radius_px
+    side = 256 if radius is None else 2 * radius + 4 * model.multiple
+    farthest = max(reaches_px(model, side, upright=upright))
+    if radius is None:
+        assert farthest >= side // 2 - 1  # from the middle to the border
     else:
-        farthest, limit = reach_px(model, 2 * model.radius_px + 4 * model.multiple, upright=upright)
-        assert limit > model.radius_px
-        assert 0.5 * model.radius_px <= farthest <= model.radius_px
+        assert 0.5 * radius <= farthest <= radius
 
 
 @pytest.mark.parametrize("name", MODELS)
