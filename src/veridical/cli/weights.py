@@ -66,6 +66,30 @@ def weights_verify(names: Annotated[list[str] | None, typer.Argument(help="All w
         raise typer.Exit(2)
 
 
+@weights_app.command("adopt")
+@guarded
+def weights_adopt(
+    file: Annotated[
+        Path, typer.Argument(help="A published network: .pth, .pt, .ckpt, .safetensors, or .npz of NumPy arrays.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="Which network it is, with its options, such as 'dncnn(depth=20)'.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model; made when missing.")],
+    task: Annotated[str | None, typer.Option(help="What it restores, to be noted: deblur, denoise, ...")] = None,
+) -> None:
+    """Make a restorer that its authors published usable here: to restore with, and to train from.
+
+    The file is read as tensors; nothing in it is run. Their names become ours, and every one must fit the model.
+    """
+    from veridical.comparison.published import adopt
+
+    adopted = adopt(file, model, out, task=task)
+    print(f"{file.name} is a {adopted.spec} of {adopted.parameters:,} parameters, now in {adopted.folder}. Next:")
+    print(f"  veridical restore PHOTOGRAPHS --run {adopted.folder} --out restored")
+    print(f"  veridical compare --losses l1,lpips --init {adopted.folder}")
+
+
 @weights_app.command("convert-mdf")
 @guarded
 def weights_convert_mdf(
