@@ -52,8 +52,9 @@ class Restorer(nn.Module):
             found = self.body(image)
             return found if isinstance(found, tuple) else (found,)
         height, width = image.shape[-2:]
-        # Written as multiples, and done for every size, so that torch.export needs to know nothing about the size.
-        to_height, to_width = (-(-side // self.multiple) * self.multiple for side in (height, width))
+        # Done for every size, so that torch.export needs to know nothing about the size; and ONNX divides positive
+        # numbers alone as Python does.
+        to_height, to_width = ((side + self.multiple - 1) // self.multiple * self.multiple for side in (height, width))
         found = self.body(F.pad(image, (0, to_width - width, 0, to_height - height), mode=self.padding))
         every = found if isinstance(found, tuple) else (found,)
         # A stage of a quarter of the size keeps a quarter of the pixels, rounded up.
