@@ -166,6 +166,7 @@ def test_the_report_speaks_of_restorers_with_their_cost(data: Path, tmp_path: Pa
     page = write_report(found).read_text(encoding="utf-8")
     assert "Which restorer should I use?" in page
     assert "Model small" in page
+    assert "The classical methods were told the blur of each image" in page
     assert "unet(channels=3, width=4, levels=1, convs=1), " in page
 
 

@@ -304,6 +304,10 @@ def caveats(run: Run) -> list[str]:
             "it. Look at the pictures below before trusting it."
         )
     said += disappointments(run)
+    if any(entry.classical for entry in run.entries):
+        said.append(
+            "The classical methods were told the blur of each image; of the models, only those that take a kernel were."
+        )
     if run.images < FEW_IMAGES:
         said.append(
             f"Only {count(run.images, 'image')} evaluated: means move with each image. Prefer {FEW_IMAGES} or more."
