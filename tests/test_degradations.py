@@ -6,8 +6,12 @@ from fractions import Fraction
 import pytest
 import torch
 
+from veridical.core.catalog import call, parse_one
 from veridical.core.errors import DataError, UnknownName, VeridicalError
-from veridical.degradations import DEGRADATIONS, TASKS, BadOption, Chain, degradation
+from veridical.degradations import DEGRADATIONS, TASKS, BadOption, Chain, degradation, enlarged
+from veridical.metrics import METRICS
+from veridical.models import MODELS
+from veridical.training.settings import Settings
 
 # Each name at its defaults, and the forms that draw their strength.
 SPECS = [
@@ -19,7 +23,7 @@ SPECS = [
     "jpeg(quality=(10, 90), subsampling='4:4:4')",
     "bayer-mosaic(pattern=gbrg, noise_sigma_8bit=(1, 5))",
     "box-blur(size=3) + gaussian-noise + jpeg(quality=50)",
-    *(task.degradation for task in TASKS.values()),
+    *(task.degradation for task in TASKS.values() if task.degradation),
 ]
 
 
@@ -107,11 +111,40 @@ def test_a_chain_that_shrinks_and_enlarges_keeps_odd_sizes_aligned():
     torch.testing.assert_close(out[:, 16:24, 16:24], ramp[:, 16:24, 16:24], atol=1e-5, rtol=0)
 
 
-def test_tasks_name_a_degradation_that_exists_and_keep_the_size():
-    assert set(TASKS) == {"deblur", "defocus", "denoise", "super-resolve", "jpeg", "demosaic"}
-    for task in TASKS.values():
-        assert degradation(task.degradation).scale == 1
-        assert task.summary
+def test_tasks_name_a_degradation_that_exists_or_are_of_pairs():
+    scales = {name: degradation(task.degradation).scale for name, task in TASKS.items() if task.degradation}
+    assert scales.pop("super-resolve") == 4
+    assert set(scales.values()) == {1}
+    assert {name for name, task in TASKS.items() if task.pairs} == {"defocus-pairs", "motion-deblur"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_name_what_exists(name):
+    task = TASKS[name]
+    assert task.summary
+    term = parse_one(task.model, "model", "unet")
+    model = call(MODELS[term.name], {**term.options, "channels": task.channels}, term.name)
+    assert model.scale in (1, degradation(task.degradation).scale if task.degradation else 1)
+    assert set(task.metrics or ()) <= METRICS.keys()
+    Settings(**task.training)
+    assert TASKS[task.learned].learned == task.learned
+
+
+def test_enlarged_again_an_image_keeps_its_size_and_nothing_else_changes():
+    image = photograph()
+    for spec in ("bicubic-downscale(scale=3)", "gaussian-noise + bicubic-downscale(scale=2)"):
+        small = degradation(spec)
+        again = enlarged(small)
+        assert again.scale == 1
+        upscale = degradation(f"bicubic-upscale(scale={small.scale})")
+        height, width = image.shape[-2:]
+        expected = upscale(small(image, seeded(0)))[:, :height, :width]
+        assert torch.equal(again(image, seeded(0)), expected)
+        assert degradation(again.label).label == again.label
+    same = degradation("jpeg")
+    assert enlarged(same) is same
+    with pytest.raises(BadOption, match="shrinks by 1/2, but only a whole number"):
+        enlarged(degradation("bicubic-upscale(scale=2)"))
 
 
 def test_options_can_come_as_keywords():

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import veridical
 from veridical.core.errors import BadOption, DataError, RecipeError, UnknownName
-from veridical.degradations import TASKS
 from veridical.features.mdf import MDFNetwork, fold
 from veridical.features.weights import notes
 from veridical.training import learn_mdf as module
@@ -176,7 +175,7 @@ def test_several_seed_images_of_different_sizes(tmp_path):
     assert learned.sha256 != alone.sha256
 
 
-@pytest.mark.parametrize("task", [*TASKS])
+@pytest.mark.parametrize("task", [*DEGRADATIONS])
 def test_every_task_trains(tmp_path, task):
     quality = replace(TINY, iterations=2)
     learned = learn(tmp_path / "own.safetensors", task=task, quality=quality)
@@ -259,7 +258,7 @@ def test_the_degradations_are_the_papers():
     assert DEGRADATIONS["denoise"] == "gaussian-noise(sigma_8bit=(0, 55))"
     assert DEGRADATIONS["jpeg"] == "jpeg(quality=(7, 10))"
     assert DEGRADATIONS["super-resolve"] is None
-    assert DEGRADATIONS.keys() == TASKS.keys()
+    assert DEGRADATIONS.keys() == set(module.format_.TASKS)
 
 
 def test_the_gradient_penalty_of_a_linear_critic():

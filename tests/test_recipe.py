@@ -198,3 +198,30 @@ def test_the_newer_keys_are_written_and_read_back_equal(tmp_path: Path):
     )
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert load_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_a_tasks_defaults_lie_under_what_the_recipe_says(tmp_path: Path):
+    recipe = make_recipe({"task": "box-deblur", "training": {"steps": 7}})
+    assert (recipe.model.channels, recipe.training.crop, recipe.training.steps) == (1, 128, 7)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert tomllib.loads(recipe.to_toml())["training"]["crop"] == 128
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
+    own = make_recipe({"task": "box-deblur", "training": {"crop": 64}, "model": {"channels": 3}})
+    assert (own.model.channels, own.training.crop) == (3, 64)
+
+
+def test_a_tasks_metrics_count_as_not_asked_for():
+    recipe = make_recipe({"task": "denoise-strong"})
+    assert recipe.metrics == ("psnr", "ms-ssim", "lpips")
+    assert "metrics" not in recipe.model_fields_set
+    assert make_recipe({"task": "denoise-strong", "metrics": ["ssim"]}).metrics == ("ssim",)
+
+
+@pytest.mark.parametrize("task", ["deblur", "defocus", "denoise", "super-resolve", "jpeg", "demosaic"])
+def test_the_first_tasks_keep_the_usual_defaults(task: str):
+    recipe, usual = make_recipe({"task": task}), load_recipe()
+    assert (recipe.training, recipe.metrics, recipe.model) == (usual.training, usual.metrics, usual.model)
+
+
+def test_an_unknown_task_is_the_plans_to_refuse():
+    assert make_recipe({"task": "deblurr"}).task == "deblurr"

@@ -126,8 +126,11 @@ def list_degradations(
         print_entry(name, catalog.lookup(DEGRADATIONS, name, "degradation"), [])
         return
     print_table("Degradations", ("name", "what it does"), [(n, catalog.summary_of(d)) for n, d in DEGRADATIONS.items()])
-    rows = [(name, task.summary, task.degradation, task.model) for name, task in TASKS.items()]
-    print_table("Tasks", ("name", "what is mended", "degradation", "model"), rows)
+    rows = [
+        (name, task.summary, task.degradation or "real pairs", task.model, "luma" if task.channels == 1 else "RGB")
+        for name, task in TASKS.items()
+    ]
+    print_table("Tasks", ("name", "what is mended", "degradation", "model", "channels"), rows)
     print("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
 
 

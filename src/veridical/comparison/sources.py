@@ -23,6 +23,8 @@ from veridical.training.data import (
     pairs_in,
     photographs_in,
 )
+from veridical.training.kernels import kernels_in
+from veridical.training.layouts import LAYOUTS, Part, source
 from veridical.training.photographs import demo_photographs
 from veridical.training.recipe import Data, Recipe
 
@@ -58,7 +60,7 @@ class _Side:
 
 def gather(
     recipe: Recipe,
-    degradation: Degradation,
+    degradation: Degradation | None,
     observer: Observer,
     note: Callable[[str], None],
     *,
@@ -66,13 +68,22 @@ def gather(
 ) -> Sources:
     """Find, read and check all photographs of a recipe; without evaluation data some of them are held out.
 
-    Args:   validation: what a comparison of this recipe would evaluate on is set aside, neither trained on nor looked
+    Args:   degradation: of photographs that are not real pairs; None for a task that has only such pairs.
+            validation: what a comparison of this recipe would evaluate on is set aside, neither trained on nor looked
             at; a quarter of the rest, 24 at most, is held out to be evaluated on instead. So that what is chosen by
             its values there, such as a weight, can be judged on photographs that had no part in the choice.
-    Errors: DataError when a folder or its images cannot be used, or nothing is left to train or evaluate on.
+    Errors: DataError when a folder or its images cannot be used, when nothing is left to train or evaluate on, or when
+            the task is of real pairs and photographs are named.
     """
     settings, channels = recipe.training, recipe.model.channels
     trained, judged = _sides(recipe.data)
+    for side in (trained, judged):
+        if degradation is None and side is not None and not side.real:
+            raise DataError(
+                f"the task {recipe.task} is of real pairs, but {side.where} are photographs without a partner. Name "
+                "--pairs DEGRADED SHARP, or data.train and data.evaluate as a set that its authors ship: "
+                f"{', '.join(f'{name}:FOLDER' for name in LAYOUTS)}. Or say how to degrade: --degradation SPEC."
+            )
     if judged is None:
         kept, held = hold_out(trained.items)
         listed = ", ".join(item.name for item in held[:5]) + (", ..." if len(held) > 5 else "")
@@ -97,13 +108,24 @@ def gather(
             trained.items, crop=settings.crop, seed=settings.seed, channels=channels, progress=reading
         )
     else:
+        assert degradation is not None  # checked above
         samples = TrainingSamples(
             _sharp(trained), degradation, crop=settings.crop, seed=settings.seed, channels=channels, progress=reading
         )
     if judged.real:
-        pairs = evaluation_pairs(judged.items, channels=channels)
+        kernels = None
+        if recipe.data.kernels:
+            names = [item.name for item in judged.items]
+            kernels = kernels_in(Path(recipe.data.kernels), names, flip=recipe.data.flip_kernels)
+        pairs = evaluation_pairs(judged.items, channels=channels, kernels=kernels)
     else:
+        assert degradation is not None  # checked above
         pairs = evaluation_photographs(_sharp(judged), degradation, seed=settings.seed, channels=channels)
+    if pairs.scale != samples.scale:
+        raise DataError(
+            f"what is trained on is to become {samples.scale} times as large, but what is evaluated on {pairs.scale} "
+            f"times: {trained.where}; {judged.where}. Name data of one scale, or another degradation."
+        )
     for used, what in ((samples, "training"), (pairs, "evaluation")):
         if used.skipped:
             reasons = "; ".join(each.reason for each in used.skipped[:3])
@@ -117,7 +139,7 @@ def gather(
             "train": f"{trained.count(len(samples.items))}, {trained.where}",
             "evaluate": f"{judged.count(len(pairs))}, {judged.where}",
         },
-        degradation="real pairs" if trained.real else degradation.label,
+        degradation="real pairs" if trained.real or degradation is None else degradation.label,
         digest=_digest(samples.items, pairs.items),
     )
 
@@ -128,15 +150,31 @@ def _sides(data: Data) -> tuple[_Side, _Side | None]:
     if data.pairs:
         trained = _pairs(data.pairs)
     elif data.train:
-        trained = _photographs(photographs_in(Path(data.train)), data.train)
+        trained = _named(data.train, "train")
     else:
         shipped, shown = ([Photograph(*each) for each in side] for side in demo_photographs())
         trained, judged = _photographs(shipped, "the demo's"), _photographs(shown, "held out of the demo's")
-    if data.evaluate:
-        judged = _photographs(photographs_in(Path(data.evaluate)), data.evaluate)
+    if data.evaluate and _whole_set(data.evaluate) and data.evaluate == data.train:
+        judged = None  # a set without parts, on both sides: some of it is held out
+    elif data.evaluate:
+        judged = _named(data.evaluate, "test")
     elif data.pairs_evaluate:
         judged = _pairs(data.pairs_evaluate)
     return trained, judged
+
+
+def _named(text: str, part: Part) -> _Side:
+    """A folder of photographs, or one part of a set of pairs."""
+    found = source(text)
+    if found is None:
+        return _photographs(photographs_in(Path(text)), text)
+    return _Side(found.pairs(part), f"{text} ({part})" if found.split else text, real=True)
+
+
+def _whole_set(text: str) -> bool:
+    """Whether it is a set of pairs that comes without a training and a test part."""
+    found = source(text)
+    return found is not None and not found.split
 
 
 def _pairs(folders: tuple[str, str]) -> _Side:

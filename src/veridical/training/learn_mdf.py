@@ -48,7 +48,7 @@ from veridical.training.singan import REACH, Convolutions, Generator, discrimina
 # What the paper adds at each scale; tasks that it does not know take their own degradation. None: nothing is added, and
 # what the generator has to mend is the enlargement from the scale before.
 DEGRADATIONS: dict[str, str | None] = {
-    **{name: task.degradation for name, task in TASKS.items()},
+    **{name: TASKS[name].degradation for name in dict.fromkeys(task.learned for task in TASKS.values())},
     "denoise": "gaussian-noise(sigma_8bit=(0, 55))",
     "jpeg": "jpeg(quality=(7, 10))",
     "super-resolve": None,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from veridical.core.catalog import nearest
 from veridical.core.errors import RecipeError
+from veridical.degradations import TASKS
 from veridical.training.settings import Settings
 
 
@@ -22,13 +23,14 @@ class _Part(BaseModel):
 class Data(_Part):
     """Where photographs come from. Without any of these: the demo's photographs.
 
-    train:          folder of sharp photographs, degraded as they are drawn.
-    evaluate:       folder of sharp photographs to evaluate on; without it, some of `train` are held out.
+    train:          folder of sharp photographs, degraded as they are drawn; or a set of real pairs as its authors ship
+                    it, LAYOUT:FOLDER with a layout of training/layouts.py, such as gopro:GOPRO_Large.
+    evaluate:       the same to evaluate on, of a set its test part; without it, some of `train` are held out.
     pairs:          two folders of real pairs to train on: degraded, sharp.
     pairs_evaluate: two folders of real pairs to evaluate on; without it, some of `pairs` are held out.
     kernels:        folder of .npy files, the measured blur kernels of the real pairs that are evaluated on, for what
-                    needs them (`classical`). A pair takes the one of its own name, else the one whose name ends with the
-                    same number: im05_ker03 takes kernel03.npy.
+                    needs them (`classical`). A pair takes the one of its own name, else the one whose name ends with
+                    the same number: im05_ker03 takes kernel03.npy.
     flip_kernels:   the files hold kernels of a correlation, such as Levin's: turn them by half a circle.
     """
 
@@ -69,6 +71,9 @@ class Model(_Part):
 class Recipe(_Part):
     """One task, one data set; several losses, one model or several.
 
+    What is not given is the task's, where it has its own: the model's name and channels, settings of the training,
+    metrics.
+
     degradation: a spec that takes the place of the task's own.
     losses:      name -> spec. A list in TOML gives each spec its own text as name.
     models:      name -> spec, in place of `model.name`: each is trained with each loss. A list as for losses.
@@ -89,6 +94,25 @@ class Recipe(_Part):
     model: Model = Model()
     training: Settings = Settings()
     out: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_the_task(cls, values: Any) -> Any:
+        task = TASKS.get(str(values.get("task", "deblur"))) if isinstance(values, dict) else None
+        given = values.get("training", {}) if task else None
+        if task and task.training and isinstance(given, dict):
+            return {**values, "training": {**task.training, **given}}
+        return values
+
+    @model_validator(mode="after")
+    def _rest_of_the_task(self) -> "Recipe":
+        task = TASKS.get(self.task)  # an unknown one is the plan's to refuse
+        if task and task.metrics and "metrics" not in self.model_fields_set:
+            # Not as a field that was set: metrics that nobody asked for by name give way where they cannot be computed.
+            object.__setattr__(self, "metrics", task.metrics)
+        if task and "channels" not in self.model.model_fields_set:
+            object.__setattr__(self, "model", self.model.model_copy(update={"channels": task.channels}))
+        return self
 
     @field_validator("losses", "models", mode="before")
     @classmethod

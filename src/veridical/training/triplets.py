@@ -40,7 +40,7 @@ STRENGTHS: dict[str, tuple[str, str]] = {
         "bayer-mosaic(pattern=rggb, noise_sigma_8bit=20)",
     ),
 }
-assert STRENGTHS.keys() == TASKS.keys()
+assert STRENGTHS.keys() == {task.learned for task in TASKS.values()}
 
 
 class Triplet(NamedTuple):
