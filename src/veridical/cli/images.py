@@ -1,4 +1,4 @@
-"""The commands on images: restore, score, correlate."""
+"""The commands on images: restore, export, score, correlate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +85,42 @@ def _pixels(option: str, given: str) -> int | None:
     if not given.isascii() or not given.isdigit():
         raise BadOption(f"--{option} must be auto or a number of pixels; got {given!r}.")
     return int(given)
+
+
+@app.command("export")
+@guarded
+def export_trained(
+    run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: model.onnx or model.pt2.")],
+    format: Annotated[
+        str | None, typer.Option("--format", help="onnx or torch (torch.export); by the suffix when left out.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="For images of this size alone; any size when left out.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; torch's own choice when left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of an earlier call.")] = False,
+) -> None:
+    """Export a trained model to ONNX or torch.export, and check that the file gives the same image.
+
+    The file takes "image", (N, C, H, W) in [0, 1], and gives "restored", not clamped. It is read back (by onnxruntime,
+    or torch.export.load) and compared with the model before it is written.
+    """
+    from veridical.comparison.export import TOLERANCE, export_model
+
+    fixed = None
+    if size is not None:
+        height, cross, width = size.partition("x")
+        if not cross or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in (height, width)):
+            raise BadOption(f"--size must be HEIGHTxWIDTH, such as 720x1280; got {size!r}.")
+        fixed = (int(height), int(width))
+    exported = export_model(run, out, format=format, size=fixed, opset=opset, overwrite=overwrite)
+    print(f"exported to {out}: {exported.bytes / 1e6:.1f} MB; free: {', '.join(exported.dynamic) or 'nothing'}")
+    shapes = " and ".join("x".join(map(str, shape)) for shape in exported.checked)
+    print(
+        f"checked on {shapes}: it differs from the model by at most {exported.largest_difference:.1g} "
+        f"(allowed: {TOLERANCE:g})"
+    )
 
 
 @app.command("score")
