@@ -1,6 +1,9 @@
 """Restoring photographs with a trained model."""
 
+import csv
 import json
+import threading
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,15 @@ import torch
 from PIL import Image, ImageCms
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
-from veridical.comparison.restore import load_model, restore, restore_image, restore_tiled
+from veridical.cli import app
+from veridical.comparison import restore as restoring
+from veridical.comparison.restore import load_model, restore, restore_image, restore_tiled, tiling
 from veridical.core.errors import DataError
-from veridical.core.files import read_image
-from veridical.models import UNet
+from veridical.core.files import read_image, write_image
+from veridical.core.resize import resize
+from veridical.models import EDSR, DnCNN, UNet
 
 
 def _photograph(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -56,14 +63,70 @@ def test_a_tile_larger_than_the_image_is_the_untiled_result() -> None:
         assert torch.equal(restore_tiled(model, image, tile=512), model(image[None])[0])
 
 
-def test_tiles_of_a_unet_leave_no_seam() -> None:
-    """The U-Net's grid of halvings must fall on the same pixels in every tile."""
+def _loud(model: nn.Module) -> nn.Module:
+    """With random weights where a model starts at zero, so that every pixel within its radius counts."""
     torch.manual_seed(0)
-    model = UNet(width=4, levels=2).eval()
-    image = _photograph(3, 160, 224)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "tile"),
+    [
+        (UNet(width=4, levels=2, convs=1), 56),
+        (UNet(width=4, levels=3, convs=1), 120),
+        (DnCNN(width=8, depth=9), 50),
+        (EDSR(width=8, blocks=2), 40),
+    ],
+)
+def test_tiles_are_the_whole_image_where_the_radius_is_known(model: nn.Module, tile: int) -> None:
+    """And the grid of a U-Net's halvings falls on the same pixels in every tile."""
+    _loud(model)
+    image = _photograph(3, 161, 222)
+    assert tiling(model, tile=tile)[1] == 2 * model.radius_px
     whole = restore_tiled(model, image, tile=1000)
-    tiled = restore_tiled(model, image, tile=128, overlap=64)
-    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(restore_tiled(model, image, tile=tile), whole, atol=1e-5, rtol=0)
+    # The same of more than is needed, where tiles also fade into each other.
+    tiled = restore_tiled(model, image, tile=tile + 32, overlap=2 * model.radius_px + 9)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_less_overlap_than_the_radius_asks_for_is_not_the_whole_image() -> None:
+    """What the test above would not notice if the model did not look that far."""
+    model = _loud(DnCNN(width=8, depth=9))
+    image = _photograph(3, 161, 222)
+    whole = restore_tiled(model, image, tile=1000)
+    assert float((restore_tiled(model, image, tile=50, overlap=8) - whole).abs().max()) > 1e-3
+
+
+def test_tiles_are_chosen_by_what_the_model_looks_at() -> None:
+    assert tiling(DnCNN(depth=17)) == (512, 34)
+    assert tiling(UNet()) == (1470, 490)  # 245 px around
+    assert tiling(EDSR(scale=4)) == (216, 72)  # 864 px of the result
+    far, everywhere = UNet(levels=5), nn.Identity()
+    assert far.radius_px > 256
+    assert tiling(far) == tiling(everywhere) == (768, 256)
+    assert tiling(everywhere, tile=100) == (100, 50)
+    assert tiling(everywhere, overlap=10) == (512, 10)
+
+
+def test_tiles_begin_where_the_model_halves_the_image() -> None:
+    seen = []
+
+    class Watch(nn.Module):
+        multiple = 12
+
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append((int(image[0, 0, 0, 0]), int(image[0, 1, 0, 0])))
+            return image
+
+    y, x = torch.meshgrid(torch.arange(150.0), torch.arange(131.0), indexing="ij")
+    image = torch.stack([y, x])
+    torch.testing.assert_close(restore_tiled(Watch(), image, tile=50, overlap=7), image)
+    assert len(seen) > 4
+    assert all(place % 12 == 0 for corner in seen for place in corner)
 
 
 def test_a_flat_image_stays_flat_over_the_seams() -> None:
@@ -244,3 +307,241 @@ def test_weights_that_do_not_fit_are_refused(run: Path) -> None:
     (run / "model.json").write_text(json.dumps(about))
     with pytest.raises(DataError, match="does not fit the model 'unet'"):
         load_model(run)
+
+
+def test_a_model_for_enlarged_images_gets_them_enlarged(run: Path, tmp_path: Path) -> None:
+    """model.json says so; the identity then gives the bicubic enlargement, and the alpha follows."""
+    about = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**about, "enlarge": 2}))
+    Image.fromarray(np.dstack([_rgb(20, 28), np.full((20, 28), 200, np.uint8)])).save(tmp_path / "a.png")
+    restore(run, [tmp_path / "a.png"], tmp_path / "out")
+    found = read_image(tmp_path / "out" / "a.png", channels=None)
+    wanted = resize(read_image(tmp_path / "a.png").pixels, Fraction(2)).clamp(0, 1)
+    assert found.pixels.shape == (3, 40, 56)
+    torch.testing.assert_close(found.pixels, wanted, atol=0.51 / 255, rtol=0)
+    assert found.alpha is not None
+    assert torch.all(found.alpha == 200 / 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_the_resolution_in_dpi_is_kept(run: Path, tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(_rgb()).save(tmp_path / f"a.{suffix}", dpi=(300, 150))
+    (written,) = restore(run, [tmp_path / f"a.{suffix}"], tmp_path / "out").written
+    with Image.open(written) as image:
+        assert image.info["dpi"] == pytest.approx((300, 150), abs=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_the_resolution_of_sixteen_bits_is_kept(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a.{suffix}", _photograph(3, 9, 11), bits=16, dpi=(300, 150))
+    assert read_image(tmp_path / f"a.{suffix}").dpi == pytest.approx((300, 150), abs=0.02)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        image.load()
+
+
+def test_a_turned_photograph_has_its_resolution_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(_rgb()).save(tmp_path / "a.png", exif=exif, dpi=(300, 150))
+    assert read_image(tmp_path / "a.png").dpi == pytest.approx((150, 300), abs=0.02)
+
+
+# ---- many files ----
+
+
+def _folder(path: Path, number: int) -> Path:
+    path.mkdir()
+    for k in range(number):
+        Image.fromarray(_rgb(8, 8)).save(path / f"{k:03}.png")
+    return path
+
+
+def test_a_hundred_files_are_never_held_together(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One being read, one in the model, one being written."""
+    begun, ended, most, lock = 0, 0, 0, threading.Lock()
+    read, write = restoring.read_image, restoring.write_image
+
+    def reads(*args: object, **options: object) -> object:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - ended)
+        return read(*args, **options)
+
+    def writes(*args: object, **options: object) -> None:
+        nonlocal ended
+        write(*args, **options)
+        with lock:
+            ended += 1
+
+    monkeypatch.setattr(restoring, "read_image", reads)
+    monkeypatch.setattr(restoring, "write_image", writes)
+    result = restore(run, [_folder(tmp_path / "photos", 100)], tmp_path / "out")
+    assert [path.name for path in result.written] == [f"{k:03}.png" for k in range(100)]
+    assert 2 <= most <= 3
+
+
+def test_a_stopped_call_leaves_whole_files_and_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = _folder(tmp_path / "photos", 6), tmp_path / "out"
+    whole = restoring.restore_image
+    calls = 0
+
+    def stops(*args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(restoring, "restore_image", stops)
+    command = ["restore", "--run", str(run), str(photos), "-o", str(out), "--report", str(tmp_path / "report.csv")]
+    stopped = CliRunner().invoke(app, command)
+    assert stopped.exit_code == 130
+    assert "with --skip-existing" in stopped.output
+    assert sorted(path.name for path in out.iterdir()) == ["000.png", "001.png", "002.png"]
+    assert len((tmp_path / "report.csv.part").read_text().splitlines()) == 1 + 3
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    finished = CliRunner().invoke(app, [*command, "--skip-existing"])
+    assert finished.exit_code == 0, finished.output
+    assert f"restored 3 photographs into {out}; 3 results of an earlier call kept" in finished.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(out.iterdir())) == 6
+    with (tmp_path / "report.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["present"] * 3 + ["restored"] * 3
+
+
+def test_all_files_that_failed_are_listed_at_the_end_and_in_the_report(run: Path, tmp_path: Path) -> None:
+    photos = _folder(tmp_path / "photos", 3)
+    for name in ("a.png", "b.jpg"):
+        (photos / name).write_bytes(b"no image")
+    result = CliRunner().invoke(
+        app,
+        ["restore", "--run", str(run), str(photos), "-o", str(tmp_path / "out"), "--report", str(tmp_path / "r.csv")],
+    )
+    assert result.exit_code == 1
+    end = result.output[result.output.index("skipped 2 files that cannot be read or restored:") :]
+    for name in ("a.png", "b.jpg"):
+        assert f"{photos / name}: cannot read" in end
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["source", "destination", "seconds", "status", "reason"]
+    assert [row["status"] for row in rows] == ["restored"] * 3 + ["skipped"] * 2
+    assert all(float(row["seconds"]) >= 0 and not row["reason"] for row in rows[:3])
+    assert all("not an image" in row["reason"] and not row["seconds"] for row in rows[3:])
+
+
+def test_results_that_exist_are_not_both_replaced_and_kept(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="choose --overwrite or --skip-existing"):
+        restore(run, [tmp_path], tmp_path / "out", overwrite=True, skip_existing=True)
+
+
+# ---- precision and memory ----
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_gives_nearly_the_same_image(tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "l1"
+    folder.mkdir()
+    options = {"width": 4, "levels": 1, "convs": 1}
+    save_file(_loud(UNet(**options)).state_dict(), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps({"model": {"name": "unet", "options": options}}))
+    Image.fromarray(_rgb()).save(tmp_path / "a.png")
+    found = {}
+    for each in ("32-true", precision):
+        (written,) = restore(folder, [tmp_path / "a.png"], tmp_path / each, precision=each).written
+        found[each] = read_image(written).pixels
+    difference = (found["32-true"] - found[precision]).abs()
+    assert float(difference.max()) < 0.03
+    assert not torch.equal(found["32-true"], read_image(tmp_path / "a.png").pixels)
+
+
+def test_an_image_with_pixels_that_are_not_finite_is_skipped_with_a_hint(run: Path, tmp_path: Path) -> None:
+    model = load_model(run)[0]
+    with torch.no_grad():  # 70000 is infinity in half precision
+        model.out.weight.fill_(1e5)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(1.0)
+    save_file(model.state_dict(), run / "model.safetensors")
+    Image.fromarray(_rgb()).save(tmp_path / "a.png")
+    result = restore(run, [tmp_path / "a.png"], tmp_path / "out", precision="fp16")
+    ((source, reason),) = result.skipped
+    assert source == tmp_path / "a.png"
+    assert "not finite in fp16. Use --precision 32-true, or bf16" in reason
+    assert not (tmp_path / "out" / "a.png").exists()
+
+
+class _Hungry(nn.Module):
+    """Says that memory ran out, in torch's words, for more pixels than `most`."""
+
+    multiple = 16
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[-1] * image.shape[-2] > self.most:
+            raise self.error
+        return image
+
+
+_OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB, other allocations: 2.88 GB)."),
+]
+
+
+@pytest.mark.parametrize("error", _OUT_OF_MEMORY)
+def test_smaller_tiles_are_tried_when_memory_runs_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    about = load_model(run)[1]
+    monkeypatch.setattr(restoring, "load_model", lambda folder: (_Hungry(100 * 100, error), about))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(_rgb(300, 330)).save(photos / name)
+    notes: list[str] = []
+    result = restore(run, [photos], tmp_path / "out", note=notes.append)
+    assert len(result.written) == 2
+    assert [int(note.split(" px")[0].split()[-1]) for note in notes] == [330, 160]  # and once for both files
+    assert "going on with 80 px that share 40" in notes[-1]
+    for name in ("a.png", "b.png"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), _rgb(300, 330))
+
+
+def test_a_file_that_fits_in_no_tile_is_skipped_and_so_is_one_on_which_the_model_fails(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = load_model(run)[1]
+    Image.fromarray(_rgb(300, 330)).save(tmp_path / "a.png")
+    for error, said in (
+        (_OUT_OF_MEMORY[1], "tiles of 80 px need more memory than there is"),
+        (RuntimeError("the sky fell"), "the model fails on it (the sky fell)"),
+    ):
+        model = _Hungry(0, error)
+        monkeypatch.setattr(restoring, "load_model", lambda folder, model=model: (model, about))
+        ((_, reason),) = restore(run, [tmp_path / "a.png"], tmp_path / "out").skipped
+        assert reason.startswith(f"cannot restore {tmp_path / 'a.png'}: ")
+        assert said in reason
+
+
+def test_a_model_that_takes_a_kernel_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, about = load_model(run)
+    model.uses_kernel = True
+    monkeypatch.setattr(restoring, "load_model", lambda folder: (model, about))
+    with pytest.raises(DataError, match="restores with the kernel of the blur"):
+        restore(run, [tmp_path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("option", ["--tile", "--overlap"])
+def test_a_tile_that_is_no_number_is_refused(run: Path, tmp_path: Path, option: str) -> None:
+    result = CliRunner().invoke(
+        app, ["restore", "--run", str(run), str(tmp_path), "-o", str(tmp_path / "out"), option, "big"]
+    )
+    assert result.exit_code == 2
+    assert f"{option} must be auto or a number of pixels; got 'big'" in result.output
