@@ -21,7 +21,7 @@ class EDSR(Restorer):
 
     The mean of DIV2K is taken off at the entry and added at the exit, and between them the numbers are `rgb_range`
     times as large: 255 as in the released code, whose published weights hence load as they are and whose training is
-    the one that starts here. (Its training files say so in sub_mean.bias = -rgb_range * mean; `convert` leaves these
+    the one that starts here. (The files say so in sub_mean.bias = -rgb_range * mean; `convert` leaves these
     constants out.) BasicSR's names of the same network load too.
 
     Shapes: (N, channels, H, W) -> (N, channels, scale * H, scale * W), any H, W >= 1; borders are padded by zeros in
