@@ -20,7 +20,7 @@ class NAFNet(Restorer):
       REDS (blur and JPEG)  nafnet(width=64)                              as GoPro's
 
     The channel attention averages over the whole image, but these networks were trained on crops of 256 px. For
-    GoPro the authors therefore average, when they test, over windows of 384 px (1.5 times the crop) around each
+    GoPro and REDS the authors therefore test with averages over windows of 384 px (1.5 times the crop) around each
     pixel ("NAFNetLocal", TLC): `local=384`; in training it changes nothing.
 
     Shapes: (N, channels, H, W) -> the same, any H, W >= 1: padded by zeros to a multiple of 16 (2 ** levels) inside,
