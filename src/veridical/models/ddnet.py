@@ -147,7 +147,7 @@ class DDNet(Restorer):
         border = self.border
         height, width = image.shape[-2:]
         mean = image.mean(dim=(-2, -1), keepdim=True)
-        padded = F.pad(image - mean, (border,) * 4, mode="replicate")
+        padded = continued(image - mean, border)
         padded = padded * fading(padded.shape[-2], border, image)[:, None] * fading(padded.shape[-1], border, image)
         sides = (padded.shape[-2], padded.shape[-1])
         blur = transfer_function(kernel.to(image), sides)
@@ -155,6 +155,17 @@ class DDNet(Restorer):
         response = power if blur_first else blur.conj()
         frequencies = torch.fft.rfft2(padded) * (response / (power + self.epsilon))
         return torch.fft.irfft2(frequencies, s=sides)[..., border : border + height, border : border + width] + mean
+
+
+def continued(image: Tensor, border: int) -> Tensor:
+    """The image with `border` px more on every side, by replication.
+
+    As F.pad does it, whose gradient Inductor refuses behind a convolution (torch 2.13) and CUDA sums in any order.
+    """
+    upright = (-1, -1, border, -1)
+    image = torch.cat((image[..., :1, :].expand(upright), image, image[..., -1:, :].expand(upright)), dim=-2)
+    level = (-1, -1, -1, border)
+    return torch.cat((image[..., :1].expand(level), image, image[..., -1:].expand(level)), dim=-1)
 
 
 def fading(length: int, border: int, like: Tensor) -> Tensor:

@@ -145,8 +145,9 @@ def filter_each_place(x: Tensor, filters: Tensor, dim: int) -> Tensor:
 
     Shapes: x (N, C, h, w), filters (N, C, 3, h, w) -> (N, C, h, w)
     """
-    padded = F.pad(x, (0, 0, 1, 1) if dim == -2 else (1, 1, 0, 0), mode="replicate")
     length = x.shape[dim]
+    # As F.pad replicates, whose gradient Inductor refuses behind a convolution (torch 2.13) and CUDA sums in any order.
+    padded = torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, length - 1, 1)), dim=dim)
     return torch.stack([padded.narrow(dim, tap, length) * filters[:, :, tap] for tap in range(_TAPS)]).sum(dim=0)
 
 
