@@ -190,7 +190,7 @@ def test_the_models_of_a_recipe_can_be_made_and_restore_its_crop(name: str, scal
 def test_the_losses_of_a_small_recipe_can_be_made_for_its_crop(name: str, network_file, adapter_file) -> None:
     recipe = the_recipe(name, "small")
     for spec in recipe.losses.values():
-        for term in catalog.parse(at_task(spec, recipe.task)):
+        for term in catalog.parse(at_task(spec, TASKS[recipe.task].learned)):
             options = dict(term.options)
             if term.name == "tfmlc":  # the adapter is made by the command that comes before
                 options |= {"adapter": str(adapter_file("vgg16")), "weights": str(network_file("vgg16"))}
