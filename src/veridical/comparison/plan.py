@@ -151,7 +151,8 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     device = choose_device(settings.device, count=settings.devices)
     task = catalog.lookup(TASKS, recipe.task, "task")
     recipe = for_its_task(recipe)
-    damage = degradation(recipe.degradation or task.degradation)
+    spec = recipe.degradation or task.degradation
+    damage = degradation(spec) if spec else None
     start = None if recipe.init is None else read_start(recipe.init)
     if start is not None:
         recipe = fitting(recipe, start)
@@ -227,7 +228,8 @@ def _with_every_seed(first: Sequence[Contender], seeds: int) -> list[Contender]:
 
 def for_its_task(recipe: Recipe) -> Recipe:
     """The recipe whose losses say for which task they were learned, where they left that to the recipe."""
-    losses = {name: at_task(spec, recipe.task) for name, spec in recipe.losses.items()}
+    task = catalog.lookup(TASKS, recipe.task, "task")
+    losses = {name: at_task(spec, task.learned) for name, spec in recipe.losses.items()}
     return recipe if losses == recipe.losses else recipe.model_copy(update={"losses": losses})
 
 
