@@ -108,3 +108,8 @@ def test_measured_kernels_reach_the_pairs(tmp_path: Path):
         (pair,) = sources.pairs
         assert pair.kernel is not None
         assert pair.kernel.tolist() == expected
+
+
+def test_kernels_without_pairs_are_refused(photographs: Path):
+    with pytest.raises(DataError, match=r"measured kernels of real pairs, but .*data\.pairs_evaluate"):
+        gathered("box-blur", data={"train": str(photographs), "kernels": "kernels"})

@@ -119,6 +119,11 @@ def gather(
             kernels = kernels_in(Path(recipe.data.kernels), names, flip=recipe.data.flip_kernels)
         pairs = evaluation_pairs(judged.items, channels=channels, kernels=kernels)
     else:
+        if recipe.data.kernels:
+            raise DataError(
+                f"data.kernels names measured kernels of real pairs, but {judged.where} are photographs, whose blur is "
+                "drawn and known. Leave it out, or name the pairs with data.pairs_evaluate."
+            )
         assert degradation is not None  # checked above
         pairs = evaluation_photographs(_sharp(judged), degradation, seed=settings.seed, channels=channels)
     if pairs.scale != samples.scale:
