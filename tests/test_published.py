@@ -286,6 +286,7 @@ def test_the_dncnn_of_its_authors_denoises_once_adopted(tmp_path):
     result = veridical("weights", "adopt", file, "--model", spec, "--out", tmp_path / "dncnn", "--task", "denoise")
     assert result.exit_code == 0, result.output
     assert "668,227 parameters" in result.output
+    assert f"--init {tmp_path / 'dncnn'} --task denoise" in result.output
     about = json.loads((tmp_path / "dncnn" / "model.json").read_text())
     assert about["model"]["options"] == {"channels": 3, "depth": 20, "width": 64, "batch_norm": False}
     result = veridical("restore", tmp_path / "noisy.png", "--run", tmp_path / "dncnn", "--out", tmp_path / "out")

@@ -87,7 +87,7 @@ def weights_adopt(
     adopted = adopt(file, model, out, task=task)
     print(f"{file.name} is a {adopted.spec} of {adopted.parameters:,} parameters, now in {adopted.folder}. Next:")
     print(f"  veridical restore PHOTOGRAPHS --run {adopted.folder} --out restored")
-    print(f"  veridical compare --losses l1,lpips --init {adopted.folder}")
+    print(f"  veridical compare --losses l1,lpips --init {adopted.folder}{f' --task {task}' if task else ''}")
 
 
 @weights_app.command("convert-mdf")
