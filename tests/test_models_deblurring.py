@@ -319,7 +319,7 @@ def ddnet_as_released(made: MadeUp, image: Tensor, kernel: Tensor, width: int, b
     return out[..., 4 : 4 + height, 4 : 4 + broad]
 
 
-def test_parameter_counts_are_the_published_ones():
+def test_parameter_counts_are_those_of_the_released_networks():
     assert parameters(SRN) == 6_881_251
     assert parameters(SRN, lstm=True) == 6_881_251 + conv(3, 2 * 128, 4 * 128) == 8_061_411
     assert parameters(SRN, channels=1) == parameters(SRN, by_channel=True) == 6_876_449
@@ -332,7 +332,6 @@ def test_parameter_counts_are_the_published_ones():
     assert parameters(DDNet, channels=1) == sum(ends) + 10 * block + conv(1, 64, 1) + conv(1, 64, 25) == 2_938_330
     assert parameters(DDNet) == 2_947_676
     assert parameters(IFAN) == 10_476_996
-    assert round(parameters(IFAN) / 1e6, 2) == 10.48  # as the paper has it
 
 
 @pytest.mark.parametrize("lstm", [False, True])
