@@ -25,8 +25,8 @@ class IFAN(Restorer):
     This is the network that restores a single image. What trains it besides in the paper is not here: the disparity
     towards a second view of dual-pixel data, and the network that blurs the target again by the predicted filters.
 
-    At its defaults it has 10,476,996 parameters in RGB, as the released network has. The keys of the authors' state_dict
-    load through `convert`, which leaves out the network that blurs again. Weights start as the authors':
+    At its defaults it has 10,476,996 parameters in RGB, as the released network has. The keys of the authors'
+    state_dict load through `convert`, which leaves out the network that blurs again. Weights start as the authors':
     Xavier's uniform, for the filters' predictor 1.5 times as large, biases zero.
 
     `released=True` is what the released weights were trained with: there the level filter of each pair is the upright
