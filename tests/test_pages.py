@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/adapter.md",
+    "docs/deconvolution.md",
     "docs/fine-tuning.md",
     "docs/mdf.md",
     "docs/metrics.md",
