@@ -31,7 +31,8 @@ QUICK = {
     "dncnn": {"width": 8, "depth": 3},
     "edsr": {"width": 8, "blocks": 1, "scale": 2},
 }
-# Tried by hand, because they take 10 to 60 seconds each; the kernel of ddnet is a second input, which is refused.
+# Tried by hand with both formats, because most take 10 to 30 seconds of a CPU together. The kernel of ddnet is a second
+# input, which is refused.
 SLOW = {"srresnet", "rrdbnet", "nafnet", "mprnet", "hinet", "restormer", "srn", "dsdeblur", "xydeblur", "ifan"}
 
 
