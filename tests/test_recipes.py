@@ -249,6 +249,8 @@ def test_the_commands_of_a_recipe_are_understood_and_the_recipe_is_one_of_them(n
             assert given["scale"] == scale
             assert (given["data"] is None) == (scale == "small")
             ran.append(str(given["recipe"]))
+        if command.name == "adapter":
+            assert given["task"] or given["frames"], "of photographs it must be told what to order"
     assert name in ran
     assert set(ran) <= set(recipe_names())
 
