@@ -26,6 +26,7 @@ from veridical.deconvolution import (
     method,
     noise_sigma,
 )
+from veridical.deconvolution.blur import observe
 from veridical.degradations import BoxBlur, CameraShake, degradation
 from veridical.measures import psnr
 
@@ -245,6 +246,20 @@ def test_an_unknown_outside_is_better_taken_for_unknown_than_for_circular(name):
     assert valid > circular + 1
 
 
+@pytest.mark.parametrize("name", BLACK_BOX)
+def test_where_nothing_was_observed_the_true_scene_is_a_fixed_point(name):
+    """Of the larger scene only its middle was observed; what is laid around that must not pull the estimate."""
+    kernel, made = lopsided(), method(name)
+    grid = observe(scene(1, 60, 72), kernel, border="valid", extend=False)
+    larger = scene(1, *grid.image.shape[-2:])
+    blurred = grid.blur(larger)
+    observation = observe(grid.cut(blurred), kernel, border="valid", extend=False)
+    assert not torch.allclose(observation.image, blurred, atol=0.05)
+    filled = observation.filled(blurred)
+    torch.testing.assert_close(filled, blurred)
+    torch.testing.assert_close(made.updates(observation, 0.01)(larger, blurred, filled), larger, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_channels_are_restored_by_themselves(name):
     made, image, kernel = method(name, **FEW[name]), scene(3), lopsided()
@@ -307,6 +322,11 @@ def test_an_iteration_stops_when_little_changes_and_at_the_latest_when_told():
     few = method("landweber", tolerance=1e-3, **made).run(image, kernel).iterations[0]
     more = method("landweber", tolerance=1e-5, **made).run(image, kernel).iterations[0]
     assert 1 < few < more < 250
+    last, before, earlier = (
+        method("landweber", iterations=few - back, **made)(image, kernel).double() for back in range(3)
+    )
+    assert (last - before).norm() <= 1e-3 * before.norm()
+    assert (before - earlier).norm() > 1e-3 * earlier.norm()
     assert method("landweber", iterations=7, **made).run(image, kernel).iterations == (7,)
 
 
