@@ -443,6 +443,11 @@ def test_three_scales_take_any_size_and_compile(build, options):
 def test_no_pixel_looks_farther_than_the_radius_through_three_scales(build, options, legacy):
     torch.manual_seed(0)
     model = build(channels=1, width=2, legacy_resize=legacy, **options).double().eval()
+    for parameter in model.parameters():
+        if (
+            parameter.ndim > 1 and not parameter.any()
+        ):  # so that DsDeblur, which starts by changing nothing, looks about
+            nn.init.xavier_uniform_(parameter)
     radius = model.radius_px
     strip = images(1, 1, 1, 2 * radius)
     with torch.inference_mode():

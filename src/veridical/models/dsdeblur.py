@@ -30,10 +30,14 @@ class DsDeblur(ScaleRecurrent):
     At its defaults it has 3,876,905 parameters in RGB, and for one channel 3,871,715, as the released network has.
     Every scale is a stage, of equal weight.
 
-    Not as in the released code: images are resized bilinearly between pixel centres. Its TensorFlow 1 took every
-    second or fourth pixel on the way down (and went half a pixel beside the centres on the way up), which
-    `legacy_resize=True` does: released weights want it, and `by_channel=True`, as that network restores each channel of
-    RGB by itself. Their TensorFlow variables ("g_net/enc1_1_0/weights") load through `convert`.
+    The second convolution of every unit and the last of every scale start at zero, so that the untrained network
+    returns its input at every scale. With the authors' Xavier initialisation alone forty units grow without a
+    normalisation: of an image in [0, 1] it made one of mean 199 at the coarsest scale and 950,000,000 at the finest.
+
+    Images are resized bilinearly between pixel centres. The released code's TensorFlow 1 took every second or fourth
+    pixel on the way down (and went half a pixel beside the centres on the way up), which `legacy_resize=True` does:
+    released weights want it, and `by_channel=True`, as that network restores each channel of RGB by itself.
+    Their TensorFlow variables ("g_net/enc1_1_0/weights") load through `convert`.
 
     Shapes: (N, channels, H, W) -> the same, any H, W >= 1: padded by replication to a multiple of 4 * 2**(scales - 1)
             inside, and cropped back. stages: from the coarsest scale, of 1/2**(scales - 1) of the sides, to the finest.
@@ -76,6 +80,11 @@ class DsDeblur(ScaleRecurrent):
         self.encoder = nn.ModuleList(_block(each) for each in widths)
         self.decoder = nn.ModuleList(_block(each) for each in reversed(widths))
         initialise(self)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, _OwnLayers):
+                nn.init.zeros_(module.out.weight)
         # Per level, in its own px: two convolutions a unit, each block twice, down and up; between levels, in px of the
         # finer, stride 2 and its inverse.
         level = 2 * 2 * (2 * _UNITS)
