@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import rich.console
 import rich.table
@@ -183,10 +183,11 @@ def _on_no_device(spec: str) -> "Restorer":
     """A model whose weights take no memory and no time: for its sizes."""
     import torch
 
-    import veridical
+    from veridical.models import MODELS
 
+    term = catalog.parse_one(spec, "model", "unet(levels=2)")
     with torch.device("meta"):
-        return cast("Restorer", veridical.model(spec))
+        return MODELS[term.name](**term.options)
 
 
 def _parameters(model: "Restorer") -> str:

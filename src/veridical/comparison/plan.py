@@ -203,7 +203,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
         }
     )
     atomic_write(folder / "recipe.toml", (_provenance(losses, start) + resolved.to_toml()).encode())
-    sizes = {item.name: sources.pairs.store.size(item.sharp) for item in sources.pairs.items}
+    sizes = {item.name: sources.pairs.size(item) for item in sources.pairs.items}
     return Plan(
         recipe=resolved,
         folder=folder,
@@ -371,7 +371,7 @@ def _fit_metrics(
 ) -> list[Metric]:
     """Make metrics and image sizes fit: images give way to a metric, unless none would be left; a metric of the
     default list gives way when it would cost more than a quarter of the images."""
-    shortest = {item.name: min(pairs.store.size(item.sharp)) for item in pairs.items}
+    shortest = {item.name: min(pairs.size(item)) for item in pairs.items}
     for one in [] if chosen else list(metrics):
         too_small = sum(side < one.min_size for side in shortest.values())
         if too_small > len(shortest) / 4:
@@ -387,7 +387,7 @@ def _fit_metrics(
     largest = max(metrics, key=lambda one: one.min_size)
     small = [name for name, side in shortest.items() if side < largest.min_size]
     if len(small) == len(shortest):
-        check_size(small[0], *pairs.store.size(pairs.items[0].sharp), metrics)
+        check_size(small[0], *pairs.size(pairs.items[0]), metrics)
     if small:
         named = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
         count = f"{len(small)} of {len(shortest)} evaluation images"
