@@ -77,6 +77,7 @@ def fitting(recipe: Recipe, start: Start) -> Recipe:
     if "channels" in recipe.model.model_fields_set:
         named["channels"] = recipe.model.channels
     for option, value in named.items():
+        value = list(value) if isinstance(value, tuple) else value  # as model.json has it
         if start.options.get(option) != value:
             raise _contradiction(start, f"a {start.name} of {option} = {start.options.get(option)!r}", f"{value!r}")
     channels = start.options.get("channels", recipe.model.channels)
