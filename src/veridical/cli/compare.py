@@ -119,8 +119,11 @@ def _training_options(
         str, typer.Option(help="Of the recipe: full, or small, which ends on two cores without a GPU.")
     ] = "full",
     task: Annotated[str | None, typer.Option(help="See: veridical degradations.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to train on.")] = None,
-    evaluate: Annotated[Path | None, typer.Option(help="Folder of sharp photographs to evaluate on.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of sharp photographs to train on, or a set of real pairs, such as gopro:FOLDER."),
+    ] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="The same to evaluate on.")] = None,
     pairs: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="BLURRED SHARP", help="Two folders of real pairs to train on, of the same names."),
@@ -292,8 +295,8 @@ def _chosen_recipe(
     if scale == "full" and not (chosen.data.train or chosen.data.pairs):
         if recipe is None:
             raise VeridicalError(
-                "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP; to try it without any, "
-                "--demo."
+                "no photographs were named. Expected --data FOLDER or --pairs BLURRED SHARP, or a set of real pairs as "
+                "its authors ship it, --data gopro:FOLDER; to try it without any, --demo."
             )
         if is_name(recipe):
             raise VeridicalError(
