@@ -11,8 +11,9 @@ from veridical.models.base import Restorer, check_options
 class XYDeblur(Restorer):
     """XYDeblur: one decoder for the features as they are and for the same features turned by 90 degrees.
 
-    output = input + what it makes of the first + what it makes of the second, turned back. Three levels of 32, 64 and 128 channels with six residual blocks each, 3x3 kernels; down by convolutions of stride
-    2, up by 4x4 transposed ones of stride 2; skips by concatenation and a 1x1 convolution; no normalisation.
+    output = input + what it makes of the first + what it makes of the second, turned back. Three levels of 32, 64 and
+    128 channels with six residual blocks each, 3x3 kernels; down by convolutions of stride 2, up by 4x4 transposed
+    ones of stride 2; skips by concatenation and a 1x1 convolution; no normalisation.
 
     At its defaults it has 4,918,627 parameters in RGB, as the released network has. That also returns the two
     corrections, which its loss does not see: here the sum is the only stage. The keys of the authors' state_dict load
