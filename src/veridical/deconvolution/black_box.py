@@ -33,11 +33,10 @@ class Landweber(Iterative):
     Args:    border: how the scene goes on outside the photograph: valid (not known, so estimated as far as it was
              blurred into the picture), circular, reflect (repeats no edge pixel), replicate or zero. A black box has
              its own.
-             iterations: at most so many. stop: discrepancy ends as soon as the standard deviation of y - F(x) is that
-                         of
-             the noise, where going on would only fit noise; iterations does not. tolerance: end, too, when an iteration
-             changes the estimate by less than this share of its norm; 0 for never. sigma_8bit: the noise's standard
-             deviation, of 255; None estimates it from the image (Immerkaer).
+             iterations: at most so many. stop: discrepancy ends as soon as the standard deviation of y - F(x) is
+             that of the noise, where going on would only fit noise; iterations does not. tolerance: end, too, when an
+             iteration changes the estimate by less than this share of its norm; 0 for never. sigma_8bit: the noise's
+             standard deviation, of 255; None estimates it from the image (Immerkaer).
     Source:  Belyaev & Fayolle 2022, Black-box image deblurring and defiltering, doi:10.1016/j.image.2022.116833; their
              code (fayolle/bbDeblur_py) runs 500 iterations. 250 at most are those of the paper on sharpness Q as a
              loss; that the residual stops them is ours.
