@@ -26,6 +26,7 @@ PAGES = (
     "docs/mdf.md",
     "docs/metrics.md",
     "docs/models.md",
+    "docs/recipes.md",
     "docs/study.md",
 )
 
