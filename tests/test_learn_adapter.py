@@ -326,6 +326,15 @@ def test_the_command_learns_from_photographs(textures, tmp_path, few):
     assert "is there already" in again.output
 
 
+def test_the_command_learns_from_what_is_named_or_from_the_demos_photographs(textures, tmp_path, few):
+    for arguments in ((), ("--demo", "--data", textures)):
+        done = run(*arguments, "--task", "jpeg", "-o", tmp_path / "a.safetensors", *few)
+        assert done.exit_code == 2
+        assert "name what to learn from: --data with photographs or videos, or --demo" in done.output
+    done = run("--demo", "--task", "jpeg", "-o", tmp_path / "a.safetensors", *few)
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("kind", ["video", "frames"])
 def test_the_command_learns_from_video(tmp_path, few, kind):
     frames = moving([2 * t for t in range(65)])

@@ -195,7 +195,7 @@ def test_a_clip_without_motion_is_an_error_or_a_note(tmp_path):
 def test_data_of_the_wrong_kind_are_refused(textures, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     for changes, error, message in (
-        ({"data": []}, BadOption, "no data were named"),
+        ({"data": [], "validate": [textures]}, BadOption, "no data were named"),
         ({"data": [textures, tmp_path / "a.mp4"]}, DataError, "cannot be mixed"),
         ({"data": [tmp_path]}, DataError, "holds both images and videos"),
         ({"data": [tmp_path / "a.mp4"], "task": "denoise"}, BadOption, "motion blur alone"),
@@ -203,6 +203,12 @@ def test_data_of_the_wrong_kind_are_refused(textures, tmp_path):
     ):
         with pytest.raises(error, match=message):
             triplets_from(**{"task": "deblur", **options(), **changes})
+
+
+def test_without_data_the_demos_photographs_serve_and_its_own_are_held_out():
+    learn, held = triplets_from([], task="deblur", **options())
+    assert learn[0].sharp.shape == held[0].sharp.shape == (3, 32, 32)
+    assert not {item.name for item in learn.samples.items} & {item.name for item in held.samples.items}
 
 
 def test_the_picture_shows_one_triplet_a_row():

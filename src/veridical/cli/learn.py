@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from veridical.cli.common import complain, counted, guarded, learn_app, phases, print_table, safe
+from veridical.core.errors import VeridicalError
 
 
 @learn_app.command("mdf")
@@ -119,11 +120,12 @@ def learn_show(
 @learn_app.command("adapter")
 @guarded
 def learn_an_adapter(
-    data: Annotated[
-        list[Path],
-        typer.Option(help="A folder of photographs, a video, or a folder of videos; repeatable.", show_default=False),
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter: a .safetensors file.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder of photographs, a video, or a folder of videos; repeatable.", show_default=False),
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Learn from photographs that are at hand.")] = False,
     features: Annotated[
         str, typer.Option(help="What it adapts: clip-vit-b16, clip-vit-b32, clip-vit-l14, vgg16, vgg19, alexnet, ...")
     ] = "clip-vit-b16",
@@ -174,6 +176,8 @@ def learn_an_adapter(
     from veridical.training.learned_file import check_out, run_folder
     from veridical.training.triplets import triplets_from
 
+    if bool(data) == demo:
+        raise VeridicalError("name what to learn from: --data with photographs or videos, or --demo.")
     settings = learning.Settings(
         kind=kind, width=width, pool=pool, epochs=epochs, batch_size=batch_size, lr=lr, margin=margin,
         plateau=plateau, patience=patience, seed=seed, device=device, memory_gb=memory_gb,
@@ -193,7 +197,7 @@ def learn_an_adapter(
 
         watcher = Shown()
         learn, held = triplets_from(
-            data, validate or (), crop=crop or learning.default_crop(base), count=triplets,
+            data or (), validate or (), crop=crop or learning.default_crop(base), count=triplets,
             validation_count=validation_triplets, seed=seed, task=task, weak=weak, strong=strong, frames=frames,
             linear_light=linear_light, shift_px=motion, least=least_frames, every=every,
             doing=watcher.doing, note=watcher.note,

@@ -23,6 +23,7 @@ from veridical.core.options import check_whole
 from veridical.degradations import Degradation, degradation
 from veridical.degradations.tasks import TASKS
 from veridical.training.data import Photograph, TrainingSamples, generator_for, hold_out, photographs_in, pick, turned
+from veridical.training.photographs import demo_photographs
 from veridical.training.video import VIDEO_SUFFIXES, Clip, Window, clips_in, means, motion_of, no_window, windows
 
 # What an adapter for each task learns to order. Other strengths: --weak and --strong.
@@ -237,21 +238,23 @@ def triplets_from(
 ) -> tuple[Triplets, Triplets]:
     """(to learn from, to validate on), of photographs or of video, whichever lies there.
 
-    Args:   data: folders of photographs, or videos and folders of them. validate: others to validate on; by default
-            photographs held out of `data`, or the last fifth of each clip. task, weak, strong: see `two_strengths`;
-            video is of the task deblur. frames: the images of a folder are the frames of a clip. shift_px, least,
+    Args:   data: folders of photographs, or videos and folders of them; none for the demo's photographs. validate:
+            others to validate on; by default photographs held out of `data`, or the last fifth of each clip. task,
+            weak, strong: see `two_strengths`; video is of the task deblur. frames: the images of a folder are the frames of a clip. shift_px, least,
             every: see `video.windows`. doing: told of progress. note: told what a user should know.
     Errors: DataError, BadOption, UnknownName, MissingExtra.
     """
-    if not data:
-        raise BadOption("no data were named: give photographs or videos with --data.")
+    if not data and (validate or frames):
+        raise BadOption("no data were named to learn from: give photographs or videos with --data.")
     of_video = {_is_video(Path(path), frames) for path in (*data, *validate)}
     if len(of_video) > 1:
         raise DataError("photographs and videos cannot be mixed; for images that are frames of a clip, add --frames.")
-    if not of_video.pop():
+    if True not in of_video:
         two = two_strengths(task, weak, strong)
         learn, held = _photographs(data), _photographs(validate)
-        if not validate:
+        if not data:
+            learn, held = ([Photograph(*each) for each in side] for side in demo_photographs())
+        elif not validate:
             learn, held = hold_out(learn)
         parts: list[PhotographTriplets] = []
         for photographs, number, own in ((learn, count, seed), (held, validation_count, -1 - seed)):
