@@ -8,9 +8,11 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests.heard import Heard
 from tests.photographs import quick_recipe, write_photographs
+from veridical.cli import app
 from veridical.comparison.cost import Meter
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
 from veridical.comparison.sweep import compare
@@ -168,6 +170,16 @@ def test_the_report_speaks_of_restorers_with_their_cost(data: Path, tmp_path: Pa
     assert "Model small" in page
     assert "The classical methods were told the blur of each image" in page
     assert "unet(channels=3, width=4, levels=1, convs=1), " in page
+
+
+def test_the_command_says_how_many_models_and_losses_it_trains(data: Path, tmp_path: Path):
+    quick = ["--steps", "1", "--crop", "32", "--batch-size", "1", "--device", "cpu", "--metrics", "psnr"]
+    asked = ["--data", str(data), "--out", str(tmp_path / "run"), "--degradation", "box-blur(size=5)", *quick]
+    given = ["--models", ", ".join(MODELS), "--losses", "l1,l2", "--classical", "wiener"]
+    done = CliRunner().invoke(app, ["compare", *asked, *given])
+    assert done.exit_code == 0, done.output
+    assert "comparing 2 models on 2 losses, 4 trainings, over 1 steps each" in done.output
+    assert "wiener" in done.output
 
 
 def test_a_comparison_of_losses_alone_stays_one_of_losses(data: Path, tmp_path: Path):

@@ -36,8 +36,8 @@ class _Heard(Heard):
 
     begun: tuple[list[str], int] = ([], 0)
 
-    def begins(self, folder: Path, trainings: Any, steps: int, seeds: int = 1) -> None:
-        del folder, steps
+    def begins(self, folder: Path, trainings: Any, steps: int, seeds: int = 1, models: int = 1) -> None:
+        del folder, steps, models
         self.begun = (list(trainings), seeds)
 
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:

@@ -16,8 +16,8 @@ class Observer(Silent):
     def fetching(self, name: str, done: int, total: int | None) -> None:
         """Progress of a download, in bytes."""
 
-    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
-        """All checks have passed. trainings: their names, each loss with each of so many seeds."""
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
+        """All checks have passed. trainings: their names, each model on each loss with each of so many seeds."""
 
     def loss_begins(self, name: str) -> None:
         """One training begins, or goes on."""

@@ -37,9 +37,9 @@ class Lines(Observer):
             size = f"{total / 1e6:.0f} MB" if total else "size unknown"
             print(f"fetching the {name} weights ({size})", flush=True)
 
-    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
         self.losses, self.steps = list(trainings), steps
-        print(_beginning(folder, len(trainings), steps, seeds), flush=True)
+        print(_beginning(folder, len(trainings), steps, seeds, models), flush=True)
 
     def loss_begins(self, name: str) -> None:
         self.name, self.tenth = name, 0
@@ -97,9 +97,9 @@ class Bars(Lines):
         said = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
         self.bars.update(self.one, description=f"fetching {name}", completed=done, total=total, said=said)
 
-    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1) -> None:
+    def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
         self.losses, self.steps = list(trainings), steps
-        self.bars.console.print(_beginning(folder, len(trainings), steps, seeds))
+        self.bars.console.print(_beginning(folder, len(trainings), steps, seeds, models))
         self.bars.reset(self.all, total=len(trainings) * steps, visible=True)
 
     def started(self, total_steps: int, start_step: int) -> None:
@@ -121,10 +121,12 @@ class Bars(Lines):
             self.bars.console.print(f"{name}: {seconds:.0f} s of training")
 
 
-def _beginning(folder: Path, trainings: int, steps: int, seeds: int) -> str:
-    losses = trainings // seeds
+def _beginning(folder: Path, trainings: int, steps: int, seeds: int, models: int) -> str:
+    losses = trainings // seeds // models
     what = f"{losses} loss{'' if losses == 1 else 'es'}"
-    what += f" with {seeds} seeds each, {trainings} trainings," if seeds > 1 else ""
+    what = f"{models} models on {what}" if models > 1 else what
+    what += f" with {seeds} seeds each" if seeds > 1 else ""
+    what += f", {trainings} trainings," if trainings > losses else ""
     return f"comparing {what} over {steps} steps each, into {folder}"
 
 

@@ -85,9 +85,8 @@ def compare(
     observer = observer if observer and _is_chief() else Observer()
     plan = prepare(recipe, choose_folder(recipe, out), observer, leave_out=leave_out)
     command = _command(recipe, plan.folder)
-    observer.begins(
-        plan.folder, [_title(plan, each) for each in plan.contenders], recipe.training.steps, recipe.training.seeds
-    )
+    titles = [_title(plan, each) for each in plan.contenders]
+    observer.begins(plan.folder, titles, recipe.training.steps, recipe.training.seeds, len(plan.models))
     kept = [load_result(plan, contender) for contender in plan.contenders]
     reference = References([], {})
     if _is_chief():
