@@ -240,8 +240,9 @@ def triplets_from(
 
     Args:   data: folders of photographs, or videos and folders of them; none for the demo's photographs. validate:
             others to validate on; by default photographs held out of `data`, or the last fifth of each clip. task,
-            weak, strong: see `two_strengths`; video is of the task deblur. frames: the images of a folder are the frames of a clip. shift_px, least,
-            every: see `video.windows`. doing: told of progress. note: told what a user should know.
+            weak, strong: see `two_strengths`; video is of the task deblur. frames: the images of a folder are the
+            frames of a clip. shift_px, least, every: see `video.windows`. doing: told of progress. note: told what a
+            user should know.
     Errors: DataError, BadOption, UnknownName, MissingExtra.
     """
     if not data and (validate or frames):
