@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from veridical import __version__
+from veridical.comparison.architecture import initial_model
 from veridical.comparison.folder import write_json
 from veridical.core import catalog
 from veridical.core.catalog import Term
@@ -60,7 +61,7 @@ def adopt(path: Path, model_spec: str, folder: Path, *, task: str | None = None)
     taken = next((folder / name for name in ("model.json", "model.safetensors") if (folder / name).exists()), None)
     if taken is not None:
         raise DataError(f"{taken} exists already, and is left as it is. Name another folder.")
-    model = _build(term)
+    model = initial_model(term.name, term.options, 0)
     published = read_published(path)
     converted = model.convert(published)
     misfits = list(_misfits(model, converted))
@@ -152,16 +153,6 @@ _EXPECTED = f"They may be the file itself or lie under one of {', '.join(_WRAPPE
 # ---- fitting ----
 
 
-def _build(term: Term) -> Restorer:
-    build = catalog.lookup(MODELS, term.name, "model")
-    try:
-        return catalog.call(build, term.options, f"model {term.name!r}")
-    except VeridicalError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise VeridicalError(f"the model {term.label} cannot be made: {error}") from error
-
-
 @dataclass(frozen=True)
 class _Misfit:
     """One tensor that differs: its shape in the file and in the model; None where it is not there."""
@@ -245,7 +236,7 @@ def _count_misfits(term: Term, published: Mapping[str, Tensor]) -> int | None:
     """How many tensors differ; None where there is no such model."""
     try:
         with torch.device("meta"):
-            model = _build(term)
+            model = initial_model(term.name, term.options, 0)
         return sum(1 for _ in _misfits(model, model.convert(published)))
     except (VeridicalError, NotImplementedError, RuntimeError):
         return None
