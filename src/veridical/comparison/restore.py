@@ -110,7 +110,9 @@ def tiling(model: nn.Module, *, tile: int | None = None, overlap: int | None = N
     512 px of the result. A model that looks further, or at the whole image, gets 256 px; by how much its tiles then
     differ depends on what it makes of things far away. Never more than half of a tile that was named. Measured: a U-Net
     of radius 245 after 150 steps, on a photograph of 1280x720, in tiles of 512 px that share 256 (128) px: by at most
-    0.019 (0.064), on average by 0.00008 (0.0005), where white is 1.
+    0.019 (0.064), on average by 0.00008 (0.0005), where white is 1. A NAFNet (width 8, two levels; it takes means over
+    the whole image) after 300 steps, on another one, in the tiles chosen for it, 768 px that share 256 (512 that share
+    128): by at most 0.0005 (0.0011), on average by 0.00007 (0.0001), where it changes the image by 0.0022 on average.
     The tile: 512 px of the result, or three times the overlap where that is more.
 
     >>> from veridical.models import DnCNN, UNet
