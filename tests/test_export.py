@@ -111,6 +111,7 @@ def test_onnx_says_which_model_for_which_task_it_is(tmp_path: Path) -> None:
 def test_a_fixed_size_is_the_only_one(small: Path, tmp_path: Path) -> None:
     exported = export_model(small, tmp_path / "model.onnx", size=(24, 40))
     assert exported.dynamic == ()
+    assert exported.fixed == {"batch": 1, "height": 24, "width": 40}
     session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
     assert session.get_inputs()[0].shape == [1, 1, 24, 40]
 
@@ -150,7 +151,36 @@ def test_where_the_number_of_images_cannot_be_left_open_it_is_one(
     monkeypatch.setattr(export, "load_model", lambda folder: (_Bound(), about))
     exported = export_model(small, tmp_path / "model.pt2")
     assert exported.dynamic == ("height", "width")
+    assert exported.fixed == {"batch": 1}
     assert {shape[0] for shape in exported.checked} == {1}
+
+
+class _Turned(nn.Module):
+    """Convolves what lies in memory in another order, and a part of the channels: for one image both may be the usual
+    layout, for two they are not."""
+
+    channels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 4, kernel_size=3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        turned = nn.functional.layer_norm(image.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)
+        first, second = self.convolution(turned).chunk(2, dim=1)
+        return torch.cat((nn.functional.instance_norm(first), second), dim=1)
+
+
+def test_any_number_of_images_fits_where_only_their_layout_in_memory_differs(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about, model = load_model(small)[1], _Turned()
+    monkeypatch.setattr(export, "load_model", lambda folder: (model, about))
+    assert export_model(small, tmp_path / "model.pt2").dynamic == ("batch", "height", "width")
+    module = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in ((1, 4, 5, 7), (3, 4, 2, 9)):
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(7))
+        np.testing.assert_allclose(module(image).detach(), model(image).detach(), atol=1e-6)
 
 
 def test_an_existing_file_is_kept_unless_told(small: Path, tmp_path: Path) -> None:
@@ -182,8 +212,10 @@ def test_the_command_says_what_it_wrote_and_how_it_was_checked(small: Path, tmp_
     result = call("--out", tmp_path / "model.pt2")
     assert result.exit_code == 0, result.output
     assert f"exported to {tmp_path / 'model.pt2'}: " in result.output
-    assert "free: batch, height, width" in result.output
+    assert "free: batch, height, width; fixed: nothing\n" in result.output
     assert "it differs from the model by at most " in result.output
+    result = call("--out", tmp_path / "fixed.pt2", "--size", "24x40")
+    assert "free: nothing; fixed: batch at 1, height at 24, width at 40\n" in result.output
     for wrong, said in (
         (("--size", "720"), "--size must be HEIGHTxWIDTH"),
         (("--format", "onyx"), "Did you mean 'onnx'?"),

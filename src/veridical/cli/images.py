@@ -115,7 +115,9 @@ def export_trained(
             raise BadOption(f"--size must be HEIGHTxWIDTH, such as 720x1280; got {size!r}.")
         fixed = (int(height), int(width))
     exported = export_model(run, out, format=format, size=fixed, opset=opset, overwrite=overwrite)
-    print(f"exported to {out}: {exported.bytes / 1e6:.1f} MB; free: {', '.join(exported.dynamic) or 'nothing'}")
+    print(f"exported to {out}: {exported.bytes / 1e6:.1f} MB")
+    bound = ", ".join(f"{dimension} at {length}" for dimension, length in exported.fixed.items())
+    print(f"free: {', '.join(exported.dynamic) or 'nothing'}; fixed: {bound or 'nothing'}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in exported.checked)
     print(
         f"checked on {shapes}: it differs from the model by at most {exported.largest_difference:.1g} "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from veridical import __version__
 from veridical.comparison.restore import load_model
@@ -35,13 +36,15 @@ Runs = Callable[[Tensor], Tensor]
 class Exported:
     """What was written, and how it was checked.
 
-    dynamic: the dimensions that a caller may choose. checked: the shapes on which the file was compared with the model.
-    largest_difference: found there, against a tolerance of `TOLERANCE`.
+    dynamic: the dimensions that a caller may choose. fixed: the others, with the one size that the file takes there.
+    checked: the shapes on which the file was compared with the model. largest_difference: found there, against a
+    tolerance of `TOLERANCE`.
     """
 
     path: Path
     bytes: int
     dynamic: tuple[str, ...]
+    fixed: dict[str, int]
     checked: tuple[tuple[int, ...], ...]
     largest_difference: float
 
@@ -60,7 +63,8 @@ def export_model(
     What the file says of itself is in ONNX's metadata_props, or in torch.export's extra file veridical.json: model,
     options, task, loss, channels, scale, enlarge, range, version. The file is made, read back (onnxruntime on the CPU;
     torch.export.load) and compared with the model before it is written, on two shapes, one of whose sides are no
-    multiples of anything.
+    multiples of anything. A file of torch.export may refuse sides of a few px; of the models here, restormer's refuses
+    those below 9.
 
     Args:   folder: of one loss, such as runs/x/l1. format: "onnx" or "torch"; None: by the suffix, .onnx or .pt2.
             size: (height, width), fixed, for one image; None: any size and any number of images, or one image where
@@ -86,17 +90,23 @@ def export_model(
         for module in ("onnx", "onnxscript", "onnxruntime"):
             catalog.require(module, "export", "exporting to ONNX")
     if size is not None:
-        attempts: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = [((), [(1, channels, *size)])]
+        attempts: list[tuple[tuple[int, ...], list[tuple[int, ...]], bool]] = [((), [(1, channels, *size)], False)]
     else:
         first, second = (4 * multiple + 32, 5 * multiple + 32), (3 * multiple + 37, multiple + 51)
+        two_images: list[tuple[int, ...]] = [(2, channels, *second), (1, channels, *first)]
+        one_image: list[tuple[int, ...]] = [(1, channels, *second), (1, channels, *first)]
         attempts = [
-            ((0, 2, 3), [(2, channels, *second), (1, channels, *first)]),
-            # torch.export may take for granted what holds for two images or more, such as their layout in memory.
-            ((2, 3), [(1, channels, *second), (1, channels, *first)]),
+            ((0, 2, 3), two_images, False),
+            # torch.export may take for granted what holds for two images or more, mostly their layout in memory: with
+            # copies in one and the same layout there is less to take for granted.
+            ((0, 2, 3), two_images, True),
+            ((2, 3), one_image, False),
         ]
     refused: _Bound | None = None
-    for dynamic, shapes in attempts:
-        data, run = make(_traced(model, shapes[0], dynamic), described, opset)
+    for dynamic, shapes, copied in attempts:
+        with _Copied() if copied else contextlib.nullcontext():
+            program = _traced(model, shapes[0], dynamic)
+        data, run = make(program, described, opset)
         try:
             difference = _largest_difference(model, run, shapes, format)
             break
@@ -109,7 +119,8 @@ def export_model(
         ) from refused
     atomic_write(destination, data)
     free = tuple(_DIMENSIONS[dimension] for dimension in dynamic)
-    return Exported(destination, len(data), free, tuple(shapes), difference)
+    fixed = {name: shapes[0][dimension] for dimension, name in _DIMENSIONS.items() if dimension not in dynamic}
+    return Exported(destination, len(data), free, fixed, tuple(shapes), difference)
 
 
 class _Bound(Exception):
@@ -157,6 +168,28 @@ def _traced(model: nn.Module, shape: tuple[int, ...], dynamic: tuple[int, ...]) 
             return torch.export.export(model, (_images(shape),), dynamic_shapes=shapes)
     except Exception as error:  # it raises a dozen kinds, of its own and of its libraries
         raise DataError(f"torch.export cannot follow {type(model).__name__}: {_brief(error)}") from error
+
+
+class _Copied(TorchFunctionMode):
+    """Copies every view with its dimensions in another order, or with a part of the channels, into a tensor of its own.
+
+    What reads such a view asks how it lies in memory. The answer differs between one image and several, and between
+    sides of 1 and longer ones, and torch.export binds the program to the one that it found.
+    """
+
+    _VIEWS = frozenset(
+        getattr(owner, name) for owner in (torch, Tensor) for name in ("chunk", "permute", "transpose", "unbind")
+    )
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function not in self._VIEWS:
+            return found
+        if isinstance(found, Tensor):
+            return found.clone(memory_format=torch.contiguous_format)
+        return tuple(each.clone(memory_format=torch.contiguous_format) for each in found)
 
 
 @contextlib.contextmanager
