@@ -31,8 +31,9 @@ QUICK = {
     "dncnn": {"width": 8, "depth": 3},
     "edsr": {"width": 8, "blocks": 1, "scale": 2},
 }
-# Tried by hand with both formats, because most take 10 to 30 seconds of a CPU together. The kernel of ddnet is a second
-# input, which is refused.
+# Tried by hand through export_model with both formats, at the options of SMALL in tests/test_models.py: each is written
+# with batch, height and width free, and gives the model's image at odd sizes too; in ONNX down to 1x1. Together the two
+# formats take 5 to 55 seconds of a CPU (srresnet, restormer). The kernel of ddnet is a second input, which is refused.
 SLOW = {"srresnet", "rrdbnet", "nafnet", "mprnet", "hinet", "restormer", "srn", "dsdeblur", "xydeblur", "ifan"}
 
 

@@ -63,8 +63,8 @@ def export_model(
     What the file says of itself is in ONNX's metadata_props, or in torch.export's extra file veridical.json: model,
     options, task, loss, channels, scale, enlarge, range, version. The file is made, read back (onnxruntime on the CPU;
     torch.export.load) and compared with the model before it is written, on two shapes, one of whose sides are no
-    multiples of anything. A file of torch.export may refuse sides of a few px; of the models here, restormer's refuses
-    those below 9.
+    multiples of anything. A file of torch.export may refuse images of a few px: restormer's refuses widths of 8 px and
+    less, ifan's images of at most 8x8.
 
     Args:   folder: of one loss, such as runs/x/l1. format: "onnx" or "torch"; None: by the suffix, .onnx or .pt2.
             size: (height, width), fixed, for one image; None: any size and any number of images, or one image where
