@@ -206,6 +206,7 @@ def test_a_tasks_defaults_lie_under_what_the_recipe_says(tmp_path: Path):
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert tomllib.loads(recipe.to_toml())["training"]["crop"] == 128
     assert load_recipe(tmp_path / "recipe.toml") == recipe
+    assert "channels" not in recipe.model.model_fields_set  # as it was not asked for, it gives way to that of an `init`
     own = make_recipe({"task": "box-deblur", "training": {"crop": 64}, "model": {"channels": 3}})
     assert (own.model.channels, own.training.crop) == (3, 64)
 

@@ -111,7 +111,9 @@ class Recipe(_Part):
             # Not as a field that was set: metrics that nobody asked for by name give way where they cannot be computed.
             object.__setattr__(self, "metrics", task.metrics)
         if task and "channels" not in self.model.model_fields_set:
-            object.__setattr__(self, "model", self.model.model_copy(update={"channels": task.channels}))
+            model = self.model.model_copy()  # with an update it would count as set, and contradict that of an `init`
+            object.__setattr__(model, "channels", task.channels)
+            object.__setattr__(self, "model", model)
         return self
 
     @field_validator("losses", "models", mode="before")
