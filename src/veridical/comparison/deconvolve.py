@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from veridical.comparison.restore import Restored, _jobs, _write
+from veridical.comparison.restore import Restored, jobs_of, write_restored
 from veridical.core.errors import DataError
 from veridical.core.files import read_image
 from veridical.deconvolution import BlackBox, Method
@@ -29,7 +29,7 @@ def deconvolve(
     Errors: DataError, before any work, as `restore`. A file that cannot be read, or that the method cannot restore, is
             skipped and reported in the result.
     """
-    jobs = _jobs(inputs, out, kept=overwrite)
+    jobs = jobs_of(inputs, out, kept=overwrite)
     target = choose_device(device)
     # All are looked for before the first image is restored.
     every = blurs([source.stem for source, _ in jobs])
@@ -48,7 +48,7 @@ def deconvolve(
             message = str(error)
             skipped.append((source, message if str(source) in message else f"{source}: {message}"))
         else:
-            _write(destination, pixels.cpu(), file)
+            write_restored(destination, pixels.cpu(), file)
             written.append(destination)
         if progress is not None:
             progress(number + 1, len(jobs), source.name)

@@ -257,7 +257,7 @@ def restore(
             f"the model {about['model']['name']!r} restores with the kernel of the blur, which a photograph does not "
             "say. Call it from Python, as model(image, kernel=...)."
         )
-    everything = _jobs(inputs, out, kept=overwrite or skip_existing)
+    everything = jobs_of(inputs, out, kept=overwrite or skip_existing)
     present = [destination for _, destination in everything if skip_existing and destination.exists()]
     jobs = [job for job in everything if job[1] not in set(present)]
     target = choose_device(device)
@@ -315,7 +315,7 @@ def restore(
                     done.reason = str(error)
                 settle()  # before the next is handed over: one result waits at most
                 if done.reason is None:
-                    done.writing = writing.submit(_write, destination, pixels, file)
+                    done.writing = writing.submit(write_restored, destination, pixels, file)
                     del pixels, file
                 behind = done
         finally:
@@ -421,7 +421,8 @@ def _check_finite(source: Path, pixels: Tensor, precision: str) -> None:
         raise DataError(f"cannot restore {source}: the result has pixels that are not finite in {precision}. {hint}")
 
 
-def _write(destination: Path, pixels: Tensor, file: ImageFile) -> None:
+def write_restored(destination: Path, pixels: Tensor, file: ImageFile) -> None:
+    """The restored pixels of a file, with what else was in it; whole or not at all."""
     alpha = file.alpha
     if alpha is not None and alpha.shape[-2:] != pixels.shape[-2:]:
         alpha = torch.nn.functional.interpolate(
@@ -433,7 +434,7 @@ def _write(destination: Path, pixels: Tensor, file: ImageFile) -> None:
     write_image(destination, pixels, alpha=alpha, bits=file.bits, icc=icc, exif=file.exif, dpi=file.dpi)
 
 
-def _jobs(inputs: Sequence[Path], out: Path, *, kept: bool) -> list[tuple[Path, Path]]:
+def jobs_of(inputs: Sequence[Path], out: Path, *, kept: bool) -> list[tuple[Path, Path]]:
     """Every (source, destination), checked as a whole before the first is touched; kept: some may exist already."""
     if out.exists() and not out.is_dir():
         raise DataError(f"the output {out} is a file; expected a folder, which is made if it does not exist.")
