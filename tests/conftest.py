@@ -1,5 +1,6 @@
 """What several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,12 @@ def forest_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("forests") / "made-up.mat"
     io.savemat(path, {"model": a_model()})
     return path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Every test leaves torch its threads: another number adds up in another order, and whoever compares bits later
+    would find others."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before, "this test has changed the number of torch's threads"

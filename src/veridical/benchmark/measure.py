@@ -2,7 +2,8 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -85,6 +86,17 @@ def interleaved(
         if collecting:
             gc.enable()
     return {name: Times.of(seconds_) for name, seconds_ in taken.items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads for torch, 0 for as many as it has; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory(call: Call, images: Images) -> Memory:

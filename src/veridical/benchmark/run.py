@@ -7,7 +7,6 @@ import re
 import subprocess
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from veridical import __version__
 from veridical.benchmark import peers
 from veridical.benchmark.cases import CASES, PACKAGES, WITHOUT_DEPENDENCIES, Case, Target
-from veridical.benchmark.measure import Call, Images, Times, interleaved, peak_memory
+from veridical.benchmark.measure import Call, Images, Times, interleaved, peak_memory, threads
 from veridical.benchmark.peers import Peer
 from veridical.benchmark.roofline import Rates, Work, count, measure_rates
 from veridical.benchmark.supply import Supply
@@ -214,7 +213,7 @@ def measure(settings: Settings, progress: Progress = lambda *_: None) -> Result:
     rows: list[Row] = []
     skipped: dict[str, str] = {}
     quiet = warnings.catch_warnings()
-    with Supply(always_random=settings.random_weights) as supply, _threads(settings.threads), quiet:
+    with Supply(always_random=settings.random_weights) as supply, threads(settings.threads), quiet:
         warnings.simplefilter("ignore")  # the peers' own
         absent = missing_packages(supply)
         progress(0, len(cases), "this machine's rates")
@@ -332,16 +331,6 @@ def pictures(shape: Sequence[int], device: torch.device, *, with_gradient: bool)
     return Images(prediction.to(device), target.to(device), with_gradient)
 
 
-@contextmanager
-def _threads(count: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # ---- what each loss costs, in units of l2 ----
 
 
@@ -351,7 +340,7 @@ def measure_costs(settings: Settings, progress: Progress = lambda *_: None) -> d
     device = torch.device(settings.device)
     images = pictures(settings.size or (4, 3, 256, 256), device, with_gradient=True)
     relative = {}
-    with Supply(always_random=settings.random_weights) as supply, _threads(settings.threads):
+    with Supply(always_random=settings.random_weights) as supply, threads(settings.threads):
         for number, name in enumerate(LOSSES):
             progress(number, len(LOSSES), name)
             try:

@@ -103,9 +103,8 @@ def bench_deconvolution(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table here.")] = None,
 ) -> None:
     """Measure the restorers without training on images whose truth is known: quality, iterations and time."""
-    import torch
-
     from veridical.benchmark import deconvolution as bench
+    from veridical.benchmark.measure import threads as bench_threads
     from veridical.comparison.evaluate import build_metrics
     from veridical.comparison.score import pairs_of
     from veridical.core.files import atomic_write
@@ -126,8 +125,7 @@ def bench_deconvolution(
         bench.Case(pair.name, pair.reference or pair.image, pair.image if pair.reference else None, one, degrade)
         for pair, one in zip(pairs, known([pair.name for pair in pairs]), strict=True)
     ]
-    torch.set_num_threads(threads)
-    with counter("measuring") as advance:
+    with bench_threads(threads), counter("measuring") as advance:
         found = bench.measure(
             cases,
             chosen,
