@@ -16,7 +16,8 @@ from veridical.cli import app
 from veridical.comparison.cost import Meter
 from veridical.comparison.report import markdown, read_run, table, verdict, write_report
 from veridical.comparison.sweep import compare
-from veridical.core.errors import RecipeError
+from veridical.core.errors import DataError, RecipeError
+from veridical.deconvolution import Landweber
 from veridical.degradations import degradation
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -124,6 +125,24 @@ def test_methods_are_refused_where_the_blur_is_not_known(data: Path, tmp_path: P
     with pytest.raises(RecipeError, match=r"the blur of 'photo\d' is not known, which wiener needs\. Leave out"):
         compare(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_fails_is_named_and_all_else_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def diverge(*given: Any, **options: Any) -> None:
+        del given, options
+        raise DataError("the estimate grows beyond bounds")
+
+    monkeypatch.setattr(Landweber, "run", diverge)
+    recipe = recipe_of(data, f"model.name={MODELS[0]}", 'losses=["l1"]', 'classical=["landweber", "wiener"]')
+    run = compare(recipe, tmp_path / "run")
+    assert [(each["name"], each["status"]) for each in _about(run)["losses"]] == [
+        ("l1", "done"),
+        ("landweber", "failed"),
+        ("wiener", "done"),
+    ]
+    found = read_run(run)
+    assert found.failed == (("landweber", "the estimate grows beyond bounds"),)
+    assert set(found.analysis.ranking) == {"l1", "wiener"}
 
 
 def test_models_that_enlarge_and_models_that_keep_the_size_meet_on_one_task(data: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from veridical.comparison.folder import read_json, write_json
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Classical, Contender, Plan
 from veridical.comparison.statistics import INPUT, START
-from veridical.core.errors import RecipeError
+from veridical.core.errors import DataError, NonFiniteLoss, RecipeError
 from veridical.core.files import atomic_write
 from veridical.deconvolution import Method
 
@@ -125,10 +125,11 @@ def load_result(plan: Plan, contender: Contender) -> bool:
 @dataclass
 class References:
     """The rows that need no training: of the degraded images, of the model that training starts from, and of the
-    classical methods. costs: of restoring a megapixel, by name."""
+    classical methods. costs: of restoring a megapixel, by name. errors: why a method failed, by name."""
 
     rows: list[Row]
     costs: dict[str, dict[str, float] | None]
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 def references(plan: Plan, observer: Observer) -> References:
@@ -139,7 +140,11 @@ def references(plan: Plan, observer: Observer) -> References:
         start = model.initial(plan.recipe.training.seed).to(plan.device)
         _add(found, plan, observer, START, START, start, plan.pairs_for(model))
     for each in plan.classical:
-        _add(found, plan, observer, each.name, each.slug, each.method, plan.pairs)
+        try:
+            _add(found, plan, observer, each.name, each.slug, each.method, plan.pairs)
+        except (DataError, NonFiniteLoss) as error:  # the others, and the trainings, go on
+            found.errors[each.name] = str(error)
+            observer.note(f"{each.name} failed: {error}")
     return found
 
 
@@ -245,7 +250,9 @@ def _about_start(plan: Plan, references: References) -> list[dict[str, Any]]:
 def _about_method(each: Classical, references: References) -> dict[str, Any]:
     """A classical method, as one of the losses."""
     about = {"name": each.name, "slug": each.slug, "spec": each.name, "classical": True, "optimises": []}
-    return {**about, "status": "done", "error": None, "weight_hashes": {}, "cost": references.costs[each.name]}
+    error = references.errors.get(each.name)
+    about |= {"status": "failed" if error else "done", "error": error, "weight_hashes": {}}
+    return {**about, "cost": references.costs.get(each.name)}
 
 
 def _about_loss(trainings: Sequence[Contender]) -> dict[str, Any]:
