@@ -26,6 +26,7 @@ class Architecture:
     name, options: in MODELS, with every default written out, so that the weights find their model again when a default
                 changes.
     parameters: how many.
+    batch_norm: whether it normalises by batches.
     scale:      by how much it enlarges. enlarge: by how much its input is enlarged before it, where it keeps the size.
     start:      whose weights it begins with, in place of random ones.
     """
@@ -34,9 +35,15 @@ class Architecture:
     name: str
     options: dict[str, Any]
     parameters: int
+    batch_norm: bool
     scale: int
     enlarge: int = 1
     start: Start | None = None
+
+    @property
+    def called(self) -> str:
+        """In sentences."""
+        return self.label or self.name
 
     def initial(self, seed: int) -> Restorer:
         """The model with the weights that every loss begins with, for a training seed."""
@@ -73,10 +80,12 @@ def architectures(recipe: Recipe, default: str, start: Start | None) -> list[Arc
 
 
 def _described(label: str, name: str, options: dict[str, Any], start: Start | None) -> Architecture:
-    model = initial_model(name, options, 0)
+    with torch.device("meta"):  # of what it is made, without the weights
+        model = initial_model(name, options, 0)
     defaults = {key: parameter.default for key, parameter in catalog.options_of(MODELS[name]).items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Architecture(label, name, {**defaults, **options}, parameters, model.scale, start=start)
+    batch_norm = any("BatchNorm" in type(part).__name__ for part in model.modules())
+    return Architecture(label, name, {**defaults, **options}, parameters, batch_norm, model.scale, start=start)
 
 
 def fitted(one: Architecture, scale: int) -> Architecture:
@@ -86,7 +95,7 @@ def fitted(one: Architecture, scale: int) -> Architecture:
     """
     if one.scale not in (1, scale):
         raise RecipeError(
-            f"the model {one.label or one.name} enlarges {one.scale} times, but the degraded images are "
+            f"the model {one.called} enlarges {one.scale} times, but the degraded images are "
             + ("as large as the sharp ones. " if scale == 1 else f"{scale} times smaller than the sharp ones. ")
             + f"Set its scale: {one.name}(scale={scale})."
         )

@@ -191,7 +191,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
             f"{folder} holds a comparison that started from other weights: sha256 {began}, now "
             f"{start.sha256 if start else None}: {recipe.init} has changed since. Name another folder with --out."
         )
-    if settings.batch_size == 1 and any(map(_normalises_batches, models)):
+    if settings.batch_size == 1 and any(model.batch_norm for model in models):
         note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
     if settings.seeds == 2:
         note("2 training seeds hardly tell how much trainings differ; prefer --seeds 3 or more")
@@ -274,10 +274,6 @@ def _contenders(models: Sequence[Architecture], losses: Sequence[_BuiltLoss], se
 
 def _build_classical(recipe: Recipe) -> list[Classical]:
     return [Classical(spec, "", _making(f"method {spec!r}", partial(method, spec))) for spec in recipe.classical]
-
-
-def _normalises_batches(model: Architecture) -> bool:
-    return any("BatchNorm" in type(part).__name__ for part in model.initial(0).modules())
 
 
 def _making(what: str, make: Callable[[], T]) -> T:
@@ -408,11 +404,11 @@ def _try_out(
             stages = model.stages(degraded)
         except (ValueError, RuntimeError) as error:
             raise RecipeError(
-                f"the model {one.label or one.name} cannot restore a crop of shape {tuple(degraded.shape)}: {error}"
+                f"the model {one.called} cannot restore a crop of shape {tuple(degraded.shape)}: {error}"
             ) from error
         if stages[-1].shape != sharp.shape:
             raise RecipeError(
-                f"the model {one.label or one.name} makes an image of shape {tuple(stages[-1].shape)} of a crop of "
+                f"the model {one.called} makes an image of shape {tuple(stages[-1].shape)} of a crop of "
                 f"shape {tuple(degraded.shape)}, but the sharp one has {tuple(sharp.shape)}."
             )
         counted = [stage for stage, weight in zip(stages, stage_weights(model, settings.stages), strict=True) if weight]
@@ -427,7 +423,7 @@ def _try_loss(each: _BuiltLoss, one: Architecture, stage: Tensor, target: Tensor
         least = -(-each.loss.min_size * crop // side)
         raise RecipeError(
             f"the loss {each.name!r} needs images of at least {each.loss.min_size} px, but a stage of the model "
-            f"{one.label or one.name} makes one of {side} px of a crop of {crop}. Set --crop {least} or more, or "
+            f"{one.called} makes one of {side} px of a crop of {crop}. Set --crop {least} or more, or "
             "training.stages = 'last'."
         )
     each.loss.eval()
