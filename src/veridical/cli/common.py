@@ -166,6 +166,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     stdout_console().print(table)
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a page, each line with its end."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *rows))
+
+
 def print_entry(name: str, build: Callable[..., Any], notes: Sequence[str]) -> None:
     """One entry of a table in full: its docstring and its options with their defaults."""
     print(name)

@@ -13,6 +13,7 @@ from veridical.cli.common import (
     counted,
     counter,
     guarded,
+    markdown_table,
     print_entry,
     print_table,
     safe,
@@ -138,8 +139,7 @@ def bench_deconvolution(
     columns, rows = bench.table(found)
     print_table(f"{counted(len(cases), 'image')}, {counted(threads, 'thread')}", columns, rows)
     if markdown is not None:
-        lines = (columns, ("---",) * len(columns), *((f"`{name}`", *rest) for name, *rest in rows))
-        atomic_write(markdown, "".join(f"| {' | '.join(line)} |\n" for line in lines).encode())
+        atomic_write(markdown, markdown_table(columns, [(f"`{name}`", *rest) for name, *rest in rows]).encode())
         print(f"table: {markdown}")
 
 
@@ -163,11 +163,9 @@ def _blurs(
 
     def read(names: Sequence[str]) -> "list[Tensor | BlackBox]":
         if kernel is not None:
-            found = [kernels_in(kernel.parent, [kernel.stem])[kernel.stem]] * len(names)
-        else:
-            assert kernels is not None
-            by_name = kernels_in(kernels, names)
-            found = [by_name[name] for name in names]
-        return [one.flip(0, 1) if turned else one for one in found]
+            return [kernels_in(kernel.parent, [kernel.stem], flip=turned)[kernel.stem]] * len(names)
+        assert kernels is not None
+        by_name = kernels_in(kernels, names, flip=turned)
+        return [by_name[name] for name in names]
 
     return read

@@ -10,7 +10,7 @@ import rich.table
 import rich.text
 import typer
 
-from veridical.cli.common import app, guarded, print_entry, print_table, stdout_console
+from veridical.cli.common import app, guarded, markdown_table, print_entry, print_table, stdout_console
 from veridical.core import catalog
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def list_metrics(
     ]
     columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights", "source")
     if markdown:
-        for line in (columns, ("---",) * len(columns), *((f"`{name}`", *rest) for name, *rest in rows)):
-            print(f"| {' | '.join(line)} |")
+        print(markdown_table(columns, [(f"`{name}`", *rest) for name, *rest in rows]), end="")
         return
     print_table("Metrics", columns, rows)
     print("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
@@ -148,8 +147,7 @@ def list_models(
         return
     if markdown:
         columns = ("model", "what it is", "parameters", "published", "scale", "stages", "radius", "source")
-        for line in (columns, ("---",) * len(columns), *_published_models()):
-            print(f"| {' | '.join(line)} |")
+        print(markdown_table(columns, list(_published_models())), end="")
         return
     rows = [(name, catalog.summary_of(model), _parameters(_on_no_device(name))) for name, model in MODELS.items()]
     print_table("Models", ("name", "what it is", "parameters"), rows)
