@@ -51,7 +51,7 @@ STOPPED = 130  # what a shell reports for a command that Ctrl-C ended
 class _Safe:
     """What an interrupted or failed command may say about the work that is on disk already."""
 
-    where: Path | None
+    where: Path | str | None
     again: str
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class _Safe:
         self.again = "run the same command again to continue"
 
     def __str__(self) -> str:
-        if self.where is None or not self.where.exists():
+        if self.where is None or (isinstance(self.where, Path) and not self.where.exists()):
             return "nothing was lost: no work had been finished"
         return f"finished work is in {self.where}; {self.again}"
 

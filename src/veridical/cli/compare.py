@@ -101,10 +101,10 @@ class _Asked:
     scale: str
     values: dict[str, object]
     settings: list[str]
-    out: Path | None
+    out: str | None
     demo: bool
 
-    def chosen(self, losses: list[str] | None, **values: object) -> tuple["Recipe", Path]:
+    def chosen(self, losses: list[str] | None, **values: object) -> tuple["Recipe", Path | str]:
         """The recipe with these losses and the values of other keys, None where not given; the folder of the run."""
         values = {**self.values, "losses": losses, **values}
         recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo, scale=self.scale)
@@ -152,7 +152,10 @@ def _training_options(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder; the same command with the same folder continues.")
+        str | None,
+        typer.Option(
+            help="The run folder, or the URL of one, s3://bucket/run; the same command with the same folder continues."
+        ),
     ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="A training of minutes, on photographs that are at hand.")
@@ -219,6 +222,12 @@ def compare_losses(
             "3 or more; 1 when left out. May be raised later in the same folder."
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the trainings among machines: 'ray', or 'ray://HOST:PORT' of a cluster. See docs/scale.md."
+        ),
+    ] = None,
 ) -> None:
     """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
     from veridical.comparison.progress import display
@@ -233,7 +242,7 @@ def compare_losses(
         },
     )
     with display() as observer:
-        compare(recipe, folder, observer, leave_out=asked.demo)
+        compare(recipe, folder, observer, leave_out=asked.demo, on=on)
     _print_result(folder)
 
 
@@ -263,10 +272,10 @@ def train_one(
     with display() as observer:
         compare(recipe, folder, observer, leave_out=asked.demo)
     read = _print_result(folder)
-    model = read.folder / read.entry(*recipe.losses).slug
+    model = f"{folder}/{read.entry(*recipe.losses).slug}"
     print(f"model: {model}")
-    print(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(str(model))} --out FOLDER")
-    print(f"  go on from it with another loss: veridical train --init {shlex.quote(str(model))} --loss LOSS ...")
+    print(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(model)} --out FOLDER")
+    print(f"  go on from it with another loss: veridical train --init {shlex.quote(model)} --loss LOSS ...")
 
 
 def _chosen_recipe(
@@ -315,7 +324,7 @@ def _without_other_models(written: dict[str, Any], given: Mapping[str, object]) 
     return written
 
 
-def _chosen_folder(recipe: "Recipe", out: Path | None) -> Path:
+def _chosen_folder(recipe: "Recipe", out: Path | str | None) -> Path | str:
     """The run folder; told to `safe`, so that whoever stops the command hears where the work is."""
     from veridical.comparison.folder import choose_folder
 
@@ -414,15 +423,18 @@ def _toml(value: object) -> str:
     return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
 
 
-def _print_result(run: Path) -> "Run":
+def _print_result(run: Path | str) -> "Run":
     """The table, the verdict and where the report is: what a comparison is for."""
     from veridical.comparison import report
+    from veridical.comparison.storage import to_read
 
-    read = report.read_run(run)
-    path = report.write_report(read)
+    with to_read(run) as (folder, store):
+        read = report.read_run(folder)
+        path: Path | str = report.write_report(read)
+        store.push("report.html")
     print()
     _print_verdict(read)
-    print(f"report: {path}")
+    print(f"report: {path if store.url is None else f'{store.url}/report.html'}")
     return read
 
 
@@ -439,7 +451,7 @@ def _print_verdict(read: "Run") -> None:
 @app.command("report")
 @guarded
 def rebuild_report(
-    run: Annotated[Path, typer.Argument(help="The folder of a comparison, such as runs/x.")],
+    run: Annotated[str, typer.Argument(help="The folder of a comparison, such as runs/x, or its URL.")],
     only: Annotated[
         str, typer.Option(help="Print the table of the images whose names begin so: 'kodak24/'. No page is written.")
     ] = "",
@@ -449,10 +461,14 @@ def rebuild_report(
 ) -> None:
     """Build report.html of a run again, from its files alone, and print its table."""
     from veridical.comparison import report
+    from veridical.comparison.storage import to_read
 
-    if markdown:
-        print(report.markdown(report.read_run(run, only=only)), end="")
-    elif only:
-        _print_verdict(report.read_run(run, only=only))
-    else:
+    if not markdown and not only:
         _print_result(run)
+        return
+    with to_read(run) as (folder, _):
+        read = report.read_run(folder, only=only)
+    if markdown:
+        print(report.markdown(read), end="")
+    else:
+        _print_verdict(read)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from veridical.comparison.statistics import INPUT, START
+from veridical.comparison.storage import as_path, is_url
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
 from veridical.training.recipe import Recipe, load_recipe
@@ -22,16 +23,16 @@ _MAY_CHANGE = {
     "training.workers",
     "training.log_every",
     "training.checkpoint_every",
+    "resources",
 }
 _RESERVED = (INPUT, START, "truth", "images")
 
 
-def choose_folder(recipe: Recipe, out: Path | None = None) -> Path:
-    """`out`, else the recipe's, else runs/<task>-<time>."""
-    if out is not None:
-        return out
-    if recipe.out is not None:
-        return Path(recipe.out)
+def choose_folder(recipe: Recipe, out: Path | str | None = None) -> Path | str:
+    """`out`, else the recipe's, else runs/<task>-<time>: a path, or the URL of a folder on a storage."""
+    chosen = recipe.out if out is None else out
+    if chosen is not None:
+        return str(chosen) if is_url(chosen) else as_path(chosen)
     if recipe.training.devices > 1:
         raise RecipeError("training on several devices needs --out: every process must know the folder.")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time, for a reader
@@ -69,13 +70,17 @@ def _same_run(now: Recipe, before: Recipe, folder: Path) -> None:
     differing = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])
-        if key not in _MAY_CHANGE and key not in added and old.get(key) != new.get(key)
+        if not _may_change(key) and key not in added and old.get(key) != new.get(key)
     ]
     if differing:
         raise RecipeError(
             f"{folder} holds another comparison: {'; '.join(differing)}. Name another folder with --out, or give the "
             f"same recipe to continue that one: veridical compare {folder / 'recipe.toml'} --out {folder}"
         )
+
+
+def _may_change(key: str) -> bool:
+    return key in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

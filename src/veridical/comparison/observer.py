@@ -25,5 +25,13 @@ class Observer(Silent):
     def scored(self, spec: str, score: float, *, best: bool) -> None:
         """A search has scored weights. best: higher than all before."""
 
+    def elsewhere(self, name: str, where: str) -> None:
+        """One training begins on another machine, or once more on a further one, beside others."""
+
+    def of(self, name: str) -> "Observer":
+        """Who hears of a training that goes on beside others."""
+        del name
+        return self
+
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
         """One training is done and evaluated ("done"), was so already ("kept"), or has failed ("failed")."""

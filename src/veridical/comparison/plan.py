@@ -20,6 +20,7 @@ from veridical.comparison.observer import Observer
 from veridical.comparison.sources import Sources, gather
 from veridical.comparison.start import Start, fitting, read_start
 from veridical.comparison.statistics import INPUT, START
+from veridical.comparison.storage import Store
 from veridical.core import catalog
 from veridical.core.errors import DataError, RecipeError, VeridicalError, WeightsMissing
 from veridical.core.files import atomic_write
@@ -66,9 +67,19 @@ class Contender:
     cost: dict[str, float] | None = None
 
     @property
+    def loss_name(self) -> str:
+        """What the recipe calls its loss."""
+        return self.name.removeprefix(f"{self.model.label}: ") if self.model.label else self.name
+
+    @property
     def place(self) -> Path:
         """Its folder inside the run: that of the loss for the first training, and one inside it for each other."""
         return Path(self.slug) / f"seed-{self.seed}" if self.turn else Path(self.slug)
+
+    @property
+    def images(self) -> Path:
+        """The folder inside the run for what it restores, with the first seed."""
+        return Path("images") / self.slug
 
     def own_loss(self) -> Loss:
         """What this training descends: with draws, and parts that learn, of its own."""
@@ -92,6 +103,7 @@ class Plan:
     models:  each is trained on every loss.
     slugs:   of the evaluation images, by name; sizes: (H, W). start: the model that training starts from, if one is
              named.
+    store:   where the run is kept, when that is not its folder.
     """
 
     recipe: Recipe
@@ -107,6 +119,7 @@ class Plan:
     sizes: dict[str, tuple[int, int]]
     notes: list[str]
     start: Start | None = None
+    store: Store = field(default_factory=Store)
 
     @property
     def pairs(self) -> EvaluationPairs:
@@ -134,11 +147,22 @@ class Plan:
         return samples_for(model, self.sources.samples.with_seed(seed))
 
 
-def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool, validation: bool = False) -> Plan:
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    observer: Observer,
+    *,
+    leave_out: bool,
+    validation: bool = False,
+    begin: bool = True,
+    sources: Sources | None = None,
+) -> Plan:
     """Look for whatever can be wrong, then write recipe.toml into the folder.
 
     Args:   leave_out: leave out losses whose weights cannot be had, with a note; otherwise that is an error.
             validation: evaluate on photographs held out of the training ones; see sources.gather.
+            begin: False in a folder that another process has begun, with these checks: nothing is written.
+            sources: of another part of the same recipe, which have been read already.
     Errors: VeridicalError for whatever is wrong with names, options, files, sizes, weights or the device.
     """
     notes: list[str] = []
@@ -167,7 +191,7 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     metrics = _build_metrics(recipe, missing, note, may_drop=not chosen)
     if not (recipe.data.train or recipe.data.pairs) and not leave_out:
         note("the recipe names no photographs (data.train or data.pairs), so the demo's are used")
-    sources = gather(recipe, damage, observer, note, validation=validation)
+    sources = sources or gather(recipe, damage, observer, note, validation=validation)
     metrics = _fit_metrics(sources.pairs, metrics, note, chosen=chosen)
     models = [fitted(each, sources.samples.scale) for each in models]
     contenders = _contenders(models, losses, recipe.training.seed)
@@ -176,10 +200,12 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
     for contender in contenders:
         contender.slug = own_slugs[contender.name]
     classical = [replace(each, slug=own_slugs[each.name]) for each in classical]
-    _try_out(models, losses, sources.samples, recipe.training)
+    if begin:
+        _try_out(models, losses, sources.samples, recipe.training)
     if classical and (unknown := next((pair.name for pair in sources.pairs if pair.kernel is None), None)):
         raise RecipeError(f"the blur of {unknown!r} is not known, which {classical[0].name} needs. {NEEDS_BLUR}")
-    open_folder(recipe, folder)
+    if begin:
+        open_folder(recipe, folder)
     if before.get("dataset", {}).get("digest", sources.digest) != sources.digest:
         raise RecipeError(
             f"{folder} holds a comparison on other photographs: some were added, removed or changed since. "
@@ -202,7 +228,8 @@ def prepare(recipe: Recipe, folder: Path, observer: Observer, *, leave_out: bool
             "out": None,  # a copy of this recipe must not lead back into this folder
         }
     )
-    atomic_write(folder / "recipe.toml", (_provenance(losses, start) + resolved.to_toml()).encode())
+    if begin:
+        atomic_write(folder / "recipe.toml", (_provenance(losses, start) + resolved.to_toml()).encode())
     sizes = {item.name: sources.pairs.size(item) for item in sources.pairs.items}
     return Plan(
         recipe=resolved,

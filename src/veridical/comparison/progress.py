@@ -22,8 +22,9 @@ class Lines(Observer):
 
     def __init__(self) -> None:
         self.losses: list[str] = []
-        self.steps, self.tenth, self.last = 0, 0, 0
+        self.steps, self.tenth = 0, 0
         self.name = ""
+        self.beside: dict[str, Lines] = {}
 
     def note(self, text: str) -> None:
         print(f"note: {text}", flush=True)
@@ -60,6 +61,22 @@ class Lines(Observer):
                 flush=True,
             )
 
+    def elsewhere(self, name: str, where: str) -> None:
+        other = self.of(name)
+        other._say(f"{other._where()}{name}: begun on {where}")
+
+    def of(self, name: str) -> "Lines":
+        if name not in self.beside:
+            self.beside[name] = other = self._another(name)
+            other.losses, other.steps = self.losses, self.steps
+            other.loss_begins(name)
+        return self.beside[name]
+
+    def _another(self, name: str) -> "Lines":
+        """Who shows one training of several that go on at once."""
+        del name
+        return Lines()
+
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
         said = {"done": f"done, {seconds:.0f} s of training", "kept": "was finished already"}.get(status)
         self.name = name
@@ -78,14 +95,14 @@ class Lines(Observer):
 
 
 class Bars(Lines):
-    """Progress as two bars on a terminal: all losses, and the one that is being trained, with its terms."""
+    """Progress as bars on a terminal: all losses, and those that are being trained, with their terms."""
 
     def __init__(self, bars: rich.progress.Progress) -> None:
         super().__init__()
         self.bars = bars
         self.all = bars.add_task("all losses", total=None, visible=False, said="")
         self.one = bars.add_task("checking", total=None, said="")
-        self.ended = 0
+        self.done: dict[str, int] = {}  # steps of each training
 
     def note(self, text: str) -> None:
         self.bars.console.print(rich.text.Text(f"note: {text}", style="yellow"))
@@ -107,18 +124,38 @@ class Bars(Lines):
 
     def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
         self.bars.update(self.one, completed=step, said=f"{rate:.1f} steps/s  {_terms(total, terms)}")
-        self.bars.update(self.all, completed=self.ended * self.steps + step)
+        self._reached(self.name, step)
 
     def _say(self, text: str) -> None:
         self.bars.console.print(rich.text.Text(text))
 
+    def _another(self, name: str) -> Lines:
+        other = _BarBeside(self.bars)
+        other.all, other.done = self.all, self.done
+        other.one = self.bars.add_task(name, total=None, said="")
+        self.bars.update(self.one, visible=False)
+        return other
+
+    def _reached(self, name: str, step: int) -> None:
+        self.done[name] = step
+        self.bars.update(self.all, completed=sum(self.done.values()))
+
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        self.ended += 1
-        self.bars.update(self.all, completed=self.ended * self.steps)
+        self._reached(name, self.steps)
+        if name in self.beside:
+            self.bars.remove_task(self.beside.pop(name).one)  # type: ignore[attr-defined] # a _BarBeside
         if status == "failed":
             self.bars.console.print(rich.text.Text(f"{name} FAILED: {error}", style="red"))
         elif status == "done":
             self.bars.console.print(f"{name}: {seconds:.0f} s of training")
+
+
+class _BarBeside(Bars):
+    """The bar of one training of several."""
+
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        Lines.__init__(self)
+        self.bars = bars
 
 
 def _beginning(folder: Path, trainings: int, steps: int, seeds: int, models: int) -> str:

@@ -87,6 +87,7 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "cost": contender.cost,
     }
     write_json(plan.folder / contender.place / "result.json", result)
+    plan.store.push(contender.place)
 
 
 def load_result(plan: Plan, contender: Contender) -> bool:
@@ -173,6 +174,7 @@ def _add(
             observer.doing(f"evaluating {what}", number, len(pairs))
         kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost}
         write_json(images / "rows.json", kept)
+        plan.store.push(f"images/{slug}")
     found.rows += kept["rows"]
     found.costs[name] = kept.get("cost")
 
@@ -186,6 +188,8 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     observer.doing("scoring the degraded images", 0, 1)
     rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)
     write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
+    for slug in (INPUT, "truth"):
+        plan.store.push(f"images/{slug}")
     observer.doing("scoring the degraded images", 1, 1)
     return rows
 
@@ -195,7 +199,7 @@ def write_state(plan: Plan, references: References, command: str) -> None:
 
     A loss counts as done when its first training is; the statistics leave out the seeds that another has not yet."""
     settings = plan.recipe.training
-    done = [contender for contender in plan.contenders if contender.status == "done"]
+    done = [each for each in plan.contenders if each.status == "done" and not left_out(plan, each)]
     rows = [{**row, "seed": settings.seed} for row in references.rows]
     rows += [{**row, "seed": contender.seed} for contender in done for row in contender.rows]
     write_rows(plan.folder, rows)
@@ -237,6 +241,8 @@ def write_state(plan: Plan, references: References, command: str) -> None:
         ],
     }
     write_json(plan.folder / "comparison.json", about)
+    for name in ("recipe.toml", "rows.parquet", "rows.csv", "comparison.json"):
+        plan.store.push(name)
 
 
 def _about_start(plan: Plan, references: References) -> list[dict[str, Any]]:
@@ -283,6 +289,12 @@ def failure(trainings: Sequence[Contender]) -> str | None:
     if failed is None or len(trainings) == 1:
         return failed.error if failed else None
     return f"with training seed {failed.seed}, and a loss counts with all of its seeds or not at all: {failed.error}"
+
+
+def left_out(plan: Plan, contender: Contender) -> bool:
+    """Whether a training does not count, as one of the same loss with an earlier seed has failed."""
+    earlier = plan.trainings[contender.name][: contender.turn]
+    return any(each.status == "failed" for each in earlier)
 
 
 def _about_unfinished(plan: Plan) -> list[str]:

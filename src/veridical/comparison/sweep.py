@@ -8,11 +8,12 @@ Whatever can be wrong is looked for before the first training step (see plan.py)
 (results.py), so that a run that was stopped, by whatever, goes on where it was when the same command is given again.
 """
 
-import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +35,8 @@ from veridical.comparison.results import (
     training_identity,
     write_state,
 )
-from veridical.core.errors import NonFiniteLoss
+from veridical.comparison.storage import is_url, opened
+from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -70,59 +72,127 @@ def demo_recipe(overrides: Sequence[str] = ()) -> Recipe:
 
 
 def compare(
-    recipe: Recipe, out: Path | None = None, observer: Observer | None = None, *, leave_out: bool = False
-) -> Path:
+    recipe: Recipe,
+    out: Path | str | None = None,
+    observer: Observer | None = None,
+    *,
+    leave_out: bool = False,
+    on: str | None = None,
+) -> Path | str:
     """Train a model per loss and seed and evaluate each; returns the run folder, which the report reads.
 
-    Args:   out: the run folder; else the recipe's `out`, else runs/<task>-<time>. A folder that holds a run of the same
-            recipe is continued: what is finished stays, what is not goes on from its last checkpoint. Losses and
-            seeds may be added.
+    Args:   out: the run folder, or the URL of one on a storage; else the recipe's `out`, else runs/<task>-<time>. One
+            that holds a run of the same recipe is continued: what is finished stays, what is not goes on from its last
+            checkpoint. Losses and seeds may be added.
             leave_out: leave out losses whose weights cannot be had, with a note (the demo); otherwise that is an error.
+            on: machines that share the trainings: "ray" (a cluster that is there, else this machine) or the address of
+            a cluster, "ray://host:10001". The trainings and the rows are the same as without.
     Errors: VeridicalError, before any training, for whatever is wrong with names, options, files, sizes or weights.
             NonFiniteLoss when every loss diverged; one that does, with any seed, is recorded as failed and the others
             go on.
     """
     observer = observer if observer and _is_chief() else Observer()
-    plan = prepare(recipe, choose_folder(recipe, out), observer, leave_out=leave_out)
-    command = _command(recipe, plan.folder)
-    titles = [_title(plan, each) for each in plan.contenders]
-    observer.begins(plan.folder, titles, recipe.training.steps, recipe.training.seeds, len(plan.models))
-    kept = [load_result(plan, contender) for contender in plan.contenders]
-    reference = References([], {})
-    if _is_chief():
-        reference = references(plan, observer)
-        write_state(plan, reference, command)
-    for contender, was_kept in zip(plan.contenders, kept, strict=True):
-        title = _title(plan, contender)
-        if not was_kept and (reason := failure(plan.trainings[contender.name])):
-            observer.loss_ends(title, "failed", contender.seconds, f"left out: {contender.name} failed {reason}")
-            continue
-        if not was_kept:
-            observer.loss_begins(title)
-            run_one(plan, contender, observer)
-            if _is_chief():
-                write_state(plan, reference, command)
-        status = "kept" if was_kept and contender.status == "done" else contender.status
-        observer.loss_ends(title, status, contender.seconds, contender.error)
+    run = choose_folder(recipe, out)
+    if is_url(run) and recipe.training.devices > 1 and on is None:
+        raise RecipeError(
+            f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, or let "
+            "a cluster do it: --on ray."
+        )
+    with opened(run, observer.note) as (folder, store):
+        plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store)
+        _carry_out(plan, _command(recipe, run), observer, on)
     if not _is_chief():
         raise SystemExit(0)  # the first process has the results and goes on to the report
+    return run
+
+
+def _carry_out(plan: Plan, command: str, observer: Observer, on: str | None) -> None:
+    """All of a comparison, once it is checked. command: what repeats it."""
+    settings = plan.recipe.training
+    observer.begins(
+        plan.folder, [title(plan, each) for each in plan.contenders], settings.steps, settings.seeds, len(plan.models)
+    )
+    kept = {each.place: load_result(plan, each) for each in plan.contenders}
+    reference = References([], {})
+    keeper = _Keeper(plan, command)
+    if _is_chief():
+        reference = references(plan, observer)
+        keeper.keep(reference)
+    cells = _here(plan, kept, observer) if on is None else _there(plan, kept, observer, on)
+    for contender in cells:
+        if not kept[contender.place] and contender.status == "waiting":
+            why = f"left out: {contender.name} failed {failure(plan.trainings[contender.name])}"
+            observer.loss_ends(title(plan, contender), "failed", contender.seconds, why)
+            continue
+        if not kept[contender.place] and _is_chief():
+            keeper.keep(reference, sparing=True)
+        status = "kept" if kept[contender.place] and contender.status == "done" else contender.status
+        observer.loss_ends(title(plan, contender), status, contender.seconds, contender.error)
+    if not _is_chief():
+        return
+    keeper.keep(reference)
     failures = {name: failure(trainings) for name, trainings in plan.trainings.items()}
     if all(failures.values()):
         name, reason = next(iter(failures.items()))
         raise NonFiniteLoss(f"every loss failed, so there is nothing to compare. {name}: {reason}")
-    return plan.folder
 
 
-def _title(plan: Plan, contender: Contender) -> str:
+class _Keeper:
+    """Writes what is finished, at once; where that is much, as often as it is worth, as it is in the trainings' own
+    folders already."""
+
+    def __init__(self, plan: Plan, command: str) -> None:
+        self.plan, self.command = plan, command
+        self._pause, self._last = 0.0, 0.0
+        self._stale = True
+
+    def keep(self, reference: References, *, sparing: bool = False) -> None:
+        begun = time.perf_counter()
+        self._stale |= sparing
+        if not self._stale or (sparing and begun < self._last + self._pause):
+            return
+        write_state(self.plan, reference, self.command)
+        self._last = time.perf_counter()
+        self._pause = 10 * (self._last - begun)
+        self._stale = False
+
+
+def _here(plan: Plan, kept: Mapping[Path, bool], observer: Observer) -> Iterator[Contender]:
+    """Every training in turn, in this process."""
+    for contender in plan.contenders:
+        if not kept[contender.place] and not failure(plan.trainings[contender.name]):
+            observer.loss_begins(title(plan, contender))
+            run_one(plan, contender, observer)
+        yield contender
+
+
+def _there(plan: Plan, kept: Mapping[Path, bool], observer: Observer, on: str) -> Iterator[Contender]:
+    """Those that are kept, then the others as other machines end them."""
+    from veridical.comparison.on_ray import run_cells
+
+    yield from (each for each in plan.contenders if kept[each.place])
+    waiting = [each for each in plan.contenders if not kept[each.place]]
+    unfinished = yield from run_cells(plan, waiting, observer, on)
+    if unfinished:
+        listed = "\n".join(f"  {title(plan, each)}: {why}" for each, why in unfinished)
+        raise VeridicalError(
+            f"{len(unfinished)} of {len(waiting)} trainings are not finished; run the same command again to go on with "
+            f"them from their last checkpoints:\n{listed}"
+        )
+
+
+def title(plan: Plan, contender: Contender) -> str:
     """What a training is called while it runs."""
     return contender.name if plan.recipe.training.seeds == 1 else f"{contender.name}, seed {contender.seed}"
 
 
-def _command(recipe: Recipe, folder: Path) -> str:
+def _command(recipe: Recipe, run: Path | str) -> str:
     """What repeats this comparison, in the folder in which it was started."""
     if recipe.model_copy(update={"out": None}) == demo_recipe():
         return "veridical compare --demo"
-    return f"veridical compare {shlex.quote(str(folder / 'recipe.toml'))}"
+    if is_url(run):
+        return f"veridical compare recipe.toml --out {shlex.quote(str(run))}, with {run}/recipe.toml"
+    return f"veridical compare {shlex.quote(str(Path(run) / 'recipe.toml'))}"
 
 
 def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
@@ -151,8 +221,9 @@ def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
 def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
     settings = plan.settings(contender.seed)
     # A short trial, too, gets a curve.
-    settings = dataclasses.replace(settings, log_every=min(settings.log_every, -(-settings.steps // 20)))
+    settings = replace(settings, log_every=min(settings.log_every, -(-settings.steps // 20)))
     model, own_loss = contender.model.initial(contender.seed), contender.own_loss()
+    plan.store.pull(contender.place)
     result = train(
         model,
         own_loss,
@@ -161,6 +232,7 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
         plan.folder / contender.place,
         observer=observer,
         fingerprint=training_identity(plan, contender),
+        on_checkpoint=lambda: plan.store.push(contender.place),
     )
     contender.seconds = result.seconds
     contender.seconds_per_step = result.seconds / max(result.steps, 1)
@@ -184,15 +256,17 @@ def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
         plan.metrics,
         loss=contender.name,
         slugs=plan.slugs,
-        images=None if contender.turn else plan.folder / "images" / contender.slug,
+        images=None if contender.turn else plan.folder / contender.images,
         device=plan.device,
         meter=meter,
     )
     for number, rows in enumerate(rows_by_image, start=1):
         contender.rows += rows
-        observer.doing(f"evaluating {_title(plan, contender)}", number, len(plan.pairs))
+        observer.doing(f"evaluating {title(plan, contender)}", number, len(plan.pairs))
     contender.cost = meter.cost
     contender.status = "done"
+    if not contender.turn:
+        plan.store.push(contender.images)
 
 
 def _is_chief() -> bool:

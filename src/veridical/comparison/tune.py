@@ -106,7 +106,7 @@ class Search:
 
 def tune(
     recipe: Recipe,
-    out: Path | None = None,
+    out: Path | str | None = None,
     observer: Observer | None = None,
     *,
     trials: int = 20,
@@ -136,7 +136,10 @@ def tune(
     recipe = for_its_task(recipe)
     (spec,) = recipe.losses.values()
     searched = _searched(spec, span)
-    folder = choose_folder(recipe, out)
+    chosen = choose_folder(recipe, out)
+    if not isinstance(chosen, Path):
+        raise RecipeError(f"a search is kept in a folder of this machine, but --out is {chosen}.")
+    folder = chosen
     known = _known(folder, span)
     plan = prepare(recipe, folder, observer, leave_out=False, validation=True)
     parts = plan.contenders[0].loss

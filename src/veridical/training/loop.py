@@ -103,6 +103,7 @@ def train(
     observer: Observer | None = None,
     resume: bool = True,
     fingerprint: Mapping[str, str] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Train `model` in place, and leave it with its final weights: the moving average, if there is one.
 
@@ -117,6 +118,7 @@ def train(
             resume: False deletes what the folder holds of an earlier training.
             fingerprint: more settings, by name, that must not change when a run goes on: task, degradation,
             data. The settings, the model's shapes and the loss are added.
+            on_checkpoint: called on the first process whenever a checkpoint is whole.
     Errors: NonFiniteLoss names the guilty term, the step and the last good checkpoint; no checkpoint is made
             after a value that is not finite. RecipeError when the folder holds a run of other settings.
             StorageError (full disk) names path and cause.
@@ -177,6 +179,8 @@ def train(
             state |= {f"random.{key}": value for key, value in _random_state(fabric.device).items()}
             seconds = seconds_before + time.perf_counter() - started
             checkpoints.save(checkpoint_folder, Checkpoint(step, seconds, identity, model.state_dict(), state))
+            if on_checkpoint:
+                on_checkpoint()
 
         stream = batches(
             samples,

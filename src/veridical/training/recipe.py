@@ -68,6 +68,23 @@ class Model(_Part):
         return channels
 
 
+class Resources(_Part):
+    """What one training of a comparison asks of the machines that `--on` names.
+
+    cpus:      cores, which are also its threads of torch. gpus: None means `training.devices` where the machines have
+               GPUs and the device is cuda or auto, else none; 0.5 puts two trainings on one.
+    memory_gb: of main memory; None asks for none.
+    custom:    of what the machines call their own resources, such as {a100 = 1}.
+    retries:   how often a training is taken up again, from its last checkpoint, when its machine or process is lost.
+    """
+
+    cpus: float = Field(default=1, gt=0, strict=False)
+    gpus: float | None = Field(default=None, ge=0, strict=False)
+    memory_gb: float | None = Field(default=None, gt=0, strict=False)
+    custom: dict[str, float] = Field(default_factory=dict, strict=False)
+    retries: int = Field(default=3, ge=0)
+
+
 class Recipe(_Part):
     """One task, one data set; several losses, one model or several.
 
@@ -80,7 +97,8 @@ class Recipe(_Part):
     classical:   specs of methods without training, which are judged beside the models.
     init:        the folder of one loss of a finished run, runs/x/l1: every loss starts from its weights instead of
                  random ones, and the model is the one in it.
-    out:         the run's folder.
+    resources:   of one training, on machines that share the work.
+    out:         the run's folder, or the URL of one, such as s3://bucket/run.
     """
 
     task: str = "deblur"
@@ -93,6 +111,7 @@ class Recipe(_Part):
     data: Data = Data()
     model: Model = Model()
     training: Settings = Settings()
+    resources: Resources = Resources()
     out: str | None = None
 
     @model_validator(mode="before")
@@ -260,7 +279,9 @@ def _explain(fault: Any) -> str:
 def _unknown(keys: list[str]) -> str:
     """What to say of an unknown key: the same in another table is meant before one like it in this table."""
     known = _keys_at(keys[:-1])
-    paths = {name: f"{table}.{name}" for table in ("training", "model", "data") for name in _keys_at([table])}
+    paths = {
+        name: f"{table}.{name}" for table in ("training", "model", "data", "resources") for name in _keys_at([table])
+    }
     close = paths.get(keys[-1]) or nearest(keys[-1], known) or paths.get(nearest(keys[-1], paths) or "")
     hint = f"Did you mean {close!r}? " if close else ""
     return f"unknown recipe key {'.'.join(keys)!r}. {hint}Known here: {', '.join(known)}."

@@ -1,0 +1,227 @@
+"""The trainings of a comparison as tasks of a Ray cluster: `veridical compare --on ray`.
+
+Ray decides which machine does what, by the resources of the recipe, and begins a task again when its machine or
+process is lost; the cell then goes on from its last checkpoint. What a cell came to is read from the run, as when a
+stopped comparison goes on. So no result passes through Ray, and this process may be stopped at any time.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from veridical.comparison.cell import Cell, Outcome, Relay, carry_out, cell_of, pass_on
+from veridical.comparison.observer import Observer
+from veridical.comparison.plan import Contender, Plan
+from veridical.comparison.results import left_out, load_result
+from veridical.comparison.storage import OF_TRAINING, PICTURES
+from veridical.comparison.sweep import title
+from veridical.core import catalog
+from veridical.core.errors import RecipeError, VeridicalError
+from veridical.training.recipe import Resources
+
+# Told to the machines where it is set here. No secrets: a cluster shows such variables to whoever asks it.
+_PASSED_ON = ("VERIDICAL_WEIGHTS", "VERIDICAL_OFFLINE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_STOPPING_SECONDS = 60.0  # for the steps that run to end, and to be saved
+
+
+def run_cells(
+    plan: Plan, waiting: Sequence[Contender], observer: Observer, on: str
+) -> Generator[Contender, None, list[tuple[Contender, str]]]:
+    """Carry out trainings on the machines of a cluster; yields each as it ends, with what became of it. Returns those
+    that could not be finished, and why.
+
+    Args:   on: "ray", or the address of a cluster.
+    Errors: MissingExtra without Ray. RecipeError when there is no cluster at that address. Ctrl-C lets the steps that
+            run end, and be saved.
+    """
+    if not waiting:
+        return []
+    ray = catalog.require("ray", "ray", f"--on {on}")
+    with _connected(ray, on):
+        return (yield from _carried_out(ray, plan, waiting, observer))
+
+
+def _carried_out(
+    ray: Any, plan: Plan, waiting: Sequence[Contender], observer: Observer
+) -> Generator[Contender, None, list[tuple[Contender, str]]]:
+    run = plan.store.url or str(plan.folder.absolute())
+    options = _options(ray, plan)
+    _say_if_too_much(ray, options, observer)
+    board = _board(ray)
+    task = ray.remote(_cell_of_ray)
+    threads = max(1, int(plan.recipe.resources.cpus))
+    running: dict[Any, Contender] = {}
+    for number, contender in enumerate(waiting):
+        cell = dataclasses.asdict(cell_of(plan, contender, run, threads))
+        running[task.options(name=title(plan, contender), **options).remote(cell, board, number)] = contender
+    unfinished: list[tuple[Contender, str]] = []
+    try:
+        while running:
+            ended, _ = ray.wait(list(running), timeout=1)
+            _pass_on(ray, board, plan, waiting, observer)
+            for reference in ended:
+                contender = running.pop(reference)
+                outcome = _outcome(ray, reference)
+                _take_over(plan, contender, outcome)
+                if left_out(plan, contender):
+                    contender.status = "waiting"
+                elif contender.status == "waiting":
+                    unfinished.append((contender, outcome.error or "nobody said why"))
+                    observer.loss_ends(title(plan, contender), "failed", 0, outcome.error)
+                    continue
+                if contender.status == "failed":
+                    _cancel(ray, [each for each, other in running.items() if left_out(plan, other)])
+                yield contender
+    except BaseException:
+        _stop(ray, running, observer)
+        raise
+    return unfinished
+
+
+def _take_over(plan: Plan, contender: Contender, outcome: Outcome) -> None:
+    """What became of a training, from its files; where it left none, from what its machine said."""
+    plan.store.pull(contender.place, without=(*OF_TRAINING, *PICTURES))
+    load_result(plan, contender)
+    if contender.status not in ("done", "failed"):
+        contender.status, contender.error = outcome.status, outcome.error
+
+
+def _outcome(ray: Any, reference: Any) -> Outcome:
+    try:
+        return Outcome(**ray.get(reference))
+    except ray.exceptions.TaskCancelledError:
+        return Outcome("waiting", "not needed any more")
+    except ray.exceptions.RayTaskError as error:
+        return Outcome("waiting", f"an error that is ours: {str(error).strip().splitlines()[-1]}")
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return Outcome("waiting", f"its machine or process was lost, again and again: {' '.join(lines[:2])}")
+
+
+# ---- the cluster ----
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, on: str) -> Iterator[None]:
+    """To the cluster of that address; without one, to the one that Ray finds, else to one made of this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    name, _, address = on.partition("://")
+    if name != "ray":
+        raise RecipeError(f"--on must be ray or ray://HOST:PORT, but got {on!r}.")
+    variables = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+    arguments: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": variables}}
+    try:
+        ray.init(on if address else None, logging_level="warning", **arguments)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"cannot reach a Ray cluster at {on}: {error}. Is it running, and of the same Ray?"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _options(ray: Any, plan: Plan) -> dict[str, Any]:
+    """What a task asks of its machine."""
+    wanted: Resources = plan.recipe.resources
+    settings = plan.recipe.training
+    gpus = wanted.gpus
+    if gpus is None:
+        there = settings.device in ("cuda", "auto") and ray.cluster_resources().get("GPU", 0)
+        gpus = float(settings.devices) if there else 0.0
+    options: dict[str, Any] = {
+        "num_cpus": wanted.cpus,
+        "num_gpus": gpus,
+        "resources": wanted.custom or None,
+        "max_retries": wanted.retries,
+    }
+    if wanted.memory_gb is not None:
+        options["memory"] = int(wanted.memory_gb * 2**30)
+    return options
+
+
+def _say_if_too_much(ray: Any, options: dict[str, Any], observer: Observer) -> None:
+    asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
+    asked |= options["resources"] or {}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(each.get(name, 0) >= much for name, much in asked.items()) for each in machines):
+        listed = ", ".join(f"{much:g} {name}" for name, much in asked.items() if much)
+        observer.note(
+            f"no machine of the cluster has {listed}, which a training asks for ([resources] in the recipe); waiting "
+            "for one. Ctrl-C ends that."
+        )
+
+
+def _cell_of_ray(cell: dict[str, Any], board: Any, number: int) -> dict[str, Any]:
+    """Runs on a machine of the cluster."""
+
+    def tell(*event: Any) -> None:
+        board.tell.remote(number, event)
+
+    tell("begins", os.uname().nodename if hasattr(os, "uname") else "")
+    return dataclasses.asdict(carry_out(Cell(**cell), Relay(tell)))
+
+
+# ---- progress ----
+
+
+class _Board:
+    """What the cells tell, until it is read. Of each only the last step."""
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=10_000)
+
+    def tell(self, number: int, event: tuple[Any, ...]) -> None:
+        self.events.append((number, event))
+
+    def take(self) -> list[tuple[int, tuple[Any, ...]]]:
+        taken = list(self.events)
+        self.events.clear()
+        return taken
+
+
+def _board(ray: Any) -> Any:
+    """On the machine of this process, so that no other's loss takes it away."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=strategy).remote()
+
+
+def _pass_on(ray: Any, board: Any, plan: Plan, waiting: Sequence[Contender], observer: Observer) -> None:
+    try:
+        events = ray.get(board.take.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return  # the board is begun again; what was on it is only progress
+    for number, (name, *values) in events:
+        training = title(plan, waiting[number])
+        if name == "begins":
+            observer.elsewhere(training, *values)
+        else:
+            pass_on((name, *values), observer.of(training))
+
+
+# ---- an end before the end ----
+
+
+def _cancel(ray: Any, references: Sequence[Any]) -> None:
+    for reference in references:
+        ray.cancel(reference, force=False)
+
+
+def _stop(ray: Any, running: dict[Any, Contender], observer: Observer) -> None:
+    """As Ctrl-C does with one training: every step that runs ends, and is saved."""
+    observer.note(f"stopping {len(running)} trainings; what runs ends its step and saves it")
+    with contextlib.suppress(ray.exceptions.RayError, VeridicalError):
+        _cancel(ray, list(running))
+        until = time.monotonic() + _STOPPING_SECONDS
+        left = list(running)
+        while left and time.monotonic() < until:
+            _, left = ray.wait(left, timeout=1)
