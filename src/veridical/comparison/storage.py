@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from veridical.core import catalog
-from veridical.core.errors import DataError, MissingExtra, RecipeError
+from veridical.core.errors import DataError, MissingExtra, RecipeError, VeridicalError
 from veridical.training.checkpoint import StorageError
 
 # Left where they are until a training goes on; and until somebody looks at the images.
@@ -135,7 +135,7 @@ class Mirror(Store):
     def _speaking(self, what: str, name: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except VeridicalError:
             raise
         except Exception as error:  # each storage has errors of its own
             raise StorageError(
