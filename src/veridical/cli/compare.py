@@ -222,6 +222,12 @@ def compare_losses(
             "3 or more; 1 when left out. May be raised later in the same folder."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas, in place of --task: a comparison for each, in a folder of its own in --out."
+        ),
+    ] = None,
     on: Annotated[
         str | None,
         typer.Option(
@@ -231,19 +237,42 @@ def compare_losses(
 ) -> None:
     """Train one model per loss on your photographs, all else being equal, and say which loss to use."""
     from veridical.comparison.progress import display
-    from veridical.comparison.sweep import compare
+    from veridical.comparison.sweep import compare, compare_tasks
+    from veridical.degradations import TASKS
 
-    recipe, folder = asked.chosen(
-        None if losses is None else split_list(losses, "losses"),
-        **{
-            "models": None if models is None else split_list(models, "models"),
-            "classical": None if classical is None else split_list(classical, "classical methods"),
-            "training.seeds": seeds,
-        },
-    )
+    names = None if losses is None else split_list(losses, "losses")
+    values: dict[str, object] = {
+        "models": None if models is None else split_list(models, "models"),
+        "classical": None if classical is None else split_list(classical, "classical methods"),
+        "training.seeds": seeds,
+    }
+    if tasks is None:
+        recipe, folder = asked.chosen(names, **values)
+        with display() as observer:
+            compare(recipe, folder, observer, leave_out=asked.demo, on=on)
+        _print_result(folder)
+        return
+    if asked.values["task"] is not None or asked.out is None:
+        raise VeridicalError(
+            "--tasks takes the place of --task, and needs --out, a folder for the folders of its tasks."
+        )
+    recipes = {
+        task: asked.chosen(names, **values, task=task)[0]
+        for task in split_list(tasks, "tasks")
+        if catalog.lookup(TASKS, task, "task")
+    }
+    if own := next((each.degradation for each in recipes.values() if each.degradation), None):
+        raise VeridicalError(f"the degradation {own} would be that of all tasks. Leave it out, or --tasks.")
     with display() as observer:
-        compare(recipe, folder, observer, leave_out=asked.demo, on=on)
-    _print_result(folder)
+        runs = compare_tasks(recipes, asked.out, observer, leave_out=asked.demo, on=on)
+    _print_tasks({name: _print_result(run, name) for name, run in runs.items()})
+
+
+def _print_tasks(runs: Mapping[str, "Run"]) -> None:
+    """Losses beside tasks: is there one for all?"""
+    from veridical.comparison import report
+
+    print_table("score by task, * highest", *report.by_task(runs))
 
 
 @app.command("train")
@@ -423,8 +452,8 @@ def _toml(value: object) -> str:
     return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
 
 
-def _print_result(run: Path | str) -> "Run":
-    """The table, the verdict and where the report is: what a comparison is for."""
+def _print_result(run: Path | str, task: str = "") -> "Run":
+    """The table, the verdict and where the report is: what a comparison is for. task: of several."""
     from veridical.comparison import report
     from veridical.comparison.storage import to_read
 
@@ -432,7 +461,7 @@ def _print_result(run: Path | str) -> "Run":
         read = report.read_run(folder)
         path: Path | str = report.write_report(read)
         store.push("report.html")
-    print()
+    print(f"\n{task}" if task else "")
     _print_verdict(read)
     print(f"report: {path if store.url is None else f'{store.url}/report.html'}")
     return read
@@ -451,7 +480,9 @@ def _print_verdict(read: "Run") -> None:
 @app.command("report")
 @guarded
 def rebuild_report(
-    run: Annotated[str, typer.Argument(help="The folder of a comparison, such as runs/x, or its URL.")],
+    run: Annotated[
+        str, typer.Argument(help="The folder of a comparison, such as runs/x, or of those of several tasks; or a URL.")
+    ],
     only: Annotated[
         str, typer.Option(help="Print the table of the images whose names begin so: 'kodak24/'. No page is written.")
     ] = "",
@@ -461,8 +492,11 @@ def rebuild_report(
 ) -> None:
     """Build report.html of a run again, from its files alone, and print its table."""
     from veridical.comparison import report
-    from veridical.comparison.storage import to_read
+    from veridical.comparison.storage import is_url, to_read
 
+    if not is_url(run) and (inside := report.runs_in(Path(run))):
+        _print_tasks({each.name: _print_result(each, each.name) for each in inside})
+        return
     if not markdown and not only:
         _print_result(run)
         return

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from veridical.comparison.cell import Cell, Outcome, Relay, carry_out, cell_of, pass_on
 from veridical.comparison.observer import Observer
@@ -28,9 +28,19 @@ _PASSED_ON = ("VERIDICAL_WEIGHTS", "VERIDICAL_OFFLINE", "AWS_ENDPOINT_URL", "AWS
 _STOPPING_SECONDS = 60.0  # for the steps that run to end, and to be saved
 
 
+class Comparison(Protocol):
+    """What is needed here of a comparison that is carried out."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+
+C = TypeVar("C", bound=Comparison)
+
+
 def run_cells(
-    plan: Plan, waiting: Sequence[Contender], observer: Observer, on: str
-) -> Generator[Contender, None, list[tuple[Contender, str]]]:
+    waiting: Sequence[tuple[C, Contender]], observer: Observer, on: str
+) -> Generator[tuple[C, Contender], None, list[tuple[tuple[C, Contender], str]]]:
     """Carry out trainings on the machines of a cluster; yields each as it ends, with what became of it. Returns those
     that could not be finished, and why.
 
@@ -42,44 +52,56 @@ def run_cells(
         return []
     ray = catalog.require("ray", "ray", f"--on {on}")
     with _connected(ray, on):
-        return (yield from _carried_out(ray, plan, waiting, observer))
+        return (yield from _carried_out(ray, waiting, observer))
 
 
 def _carried_out(
-    ray: Any, plan: Plan, waiting: Sequence[Contender], observer: Observer
-) -> Generator[Contender, None, list[tuple[Contender, str]]]:
-    run = plan.store.url or str(plan.folder.absolute())
-    options = _options(ray, plan)
-    _say_if_too_much(ray, options, observer)
+    ray: Any, waiting: Sequence[tuple[C, Contender]], observer: Observer
+) -> Generator[tuple[C, Contender], None, list[tuple[tuple[C, Contender], str]]]:
+    titles = [title(comparison.plan, contender) for comparison, contender in waiting]
     board = _board(ray)
-    task = ray.remote(_cell_of_ray)
-    threads = max(1, int(plan.recipe.resources.cpus))
-    running: dict[Any, Contender] = {}
-    for number, contender in enumerate(waiting):
-        cell = dataclasses.asdict(cell_of(plan, contender, run, threads))
-        running[task.options(name=title(plan, contender), **options).remote(cell, board, number)] = contender
-    unfinished: list[tuple[Contender, str]] = []
+    running = _submitted(ray, waiting, titles, board, observer)
+    unfinished = []
     try:
         while running:
             ended, _ = ray.wait(list(running), timeout=1)
-            _pass_on(ray, board, plan, waiting, observer)
+            _pass_on(ray, board, titles, observer)
             for reference in ended:
-                contender = running.pop(reference)
+                number = running.pop(reference)
+                plan, contender = waiting[number][0].plan, waiting[number][1]
                 outcome = _outcome(ray, reference)
                 _take_over(plan, contender, outcome)
                 if left_out(plan, contender):
                     contender.status = "waiting"
                 elif contender.status == "waiting":
-                    unfinished.append((contender, outcome.error or "nobody said why"))
-                    observer.loss_ends(title(plan, contender), "failed", 0, outcome.error)
+                    unfinished.append((waiting[number], outcome.error or "nobody said why"))
+                    observer.loss_ends(titles[number], "failed", 0, outcome.error)
                     continue
                 if contender.status == "failed":
-                    _cancel(ray, [each for each, other in running.items() if left_out(plan, other)])
-                yield contender
+                    _cancel(ray, [each for each, other in running.items() if left_out(plan, waiting[other][1])])
+                yield waiting[number]
     except BaseException:
-        _stop(ray, running, observer)
+        _stop(ray, list(running), observer)
         raise
     return unfinished
+
+
+def _submitted(
+    ray: Any, waiting: Sequence[tuple[C, Contender]], titles: Sequence[str], board: Any, observer: Observer
+) -> dict[Any, int]:
+    """The tasks, with the place of each in the list."""
+    task = ray.remote(_cell_of_ray)
+    asked: dict[int, dict[str, Any]] = {}
+    running = {}
+    for number, ((comparison, contender), name) in enumerate(zip(waiting, titles, strict=True)):
+        plan = comparison.plan
+        if id(plan) not in asked:
+            asked[id(plan)] = _options(ray, plan)
+            _say_if_too_much(ray, asked[id(plan)], observer)
+        run = plan.store.url or str(plan.folder.absolute())
+        cell = dataclasses.asdict(cell_of(plan, contender, run, max(1, int(plan.recipe.resources.cpus))))
+        running[task.options(name=name, **asked[id(plan)]).remote(cell, board, number)] = number
+    return running
 
 
 def _take_over(plan: Plan, contender: Contender, outcome: Outcome) -> None:
@@ -195,17 +217,16 @@ def _board(ray: Any) -> Any:
     return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=strategy).remote()
 
 
-def _pass_on(ray: Any, board: Any, plan: Plan, waiting: Sequence[Contender], observer: Observer) -> None:
+def _pass_on(ray: Any, board: Any, titles: Sequence[str], observer: Observer) -> None:
     try:
         events = ray.get(board.take.remote(), timeout=10)
     except ray.exceptions.RayError:
         return  # the board is begun again; what was on it is only progress
     for number, (name, *values) in events:
-        training = title(plan, waiting[number])
         if name == "begins":
-            observer.elsewhere(training, *values)
+            observer.elsewhere(titles[number], *values)
         else:
-            pass_on((name, *values), observer.of(training))
+            pass_on((name, *values), observer.of(titles[number]))
 
 
 # ---- an end before the end ----
@@ -216,12 +237,11 @@ def _cancel(ray: Any, references: Sequence[Any]) -> None:
         ray.cancel(reference, force=False)
 
 
-def _stop(ray: Any, running: dict[Any, Contender], observer: Observer) -> None:
+def _stop(ray: Any, running: list[Any], observer: Observer) -> None:
     """As Ctrl-C does with one training: every step that runs ends, and is saved."""
     observer.note(f"stopping {len(running)} trainings; what runs ends its step and saves it")
     with contextlib.suppress(ray.exceptions.RayError, VeridicalError):
-        _cancel(ray, list(running))
+        _cancel(ray, running)
         until = time.monotonic() + _STOPPING_SECONDS
-        left = list(running)
-        while left and time.monotonic() < until:
-            _, left = ray.wait(left, timeout=1)
+        while running and time.monotonic() < until:
+            _, running = ray.wait(running, timeout=1)

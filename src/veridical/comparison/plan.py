@@ -103,7 +103,7 @@ class Plan:
     models:  each is trained on every loss.
     slugs:   of the evaluation images, by name; sizes: (H, W). start: the model that training starts from, if one is
              named.
-    store:   where the run is kept, when that is not its folder.
+    store:   where the run is kept, when that is not its folder. label: what it is called among several.
     """
 
     recipe: Recipe
@@ -120,6 +120,7 @@ class Plan:
     notes: list[str]
     start: Start | None = None
     store: Store = field(default_factory=Store)
+    label: str = ""
 
     @property
     def pairs(self) -> EvaluationPairs:

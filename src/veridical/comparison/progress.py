@@ -39,7 +39,7 @@ class Lines(Observer):
             print(f"fetching the {name} weights ({size})", flush=True)
 
     def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
-        self.losses, self.steps = list(trainings), steps
+        self.losses, self.steps = [*self.losses, *trainings], steps
         print(_beginning(folder, len(trainings), steps, seeds, models), flush=True)
 
     def loss_begins(self, name: str) -> None:
@@ -47,7 +47,7 @@ class Lines(Observer):
 
     def started(self, total_steps: int, start_step: int) -> None:
         going = f"going on from step {start_step} of {total_steps}" if start_step else "training"
-        self.tenth = start_step * 10 // total_steps
+        self.steps, self.tenth = total_steps, start_step * 10 // total_steps
         print(f"{self._where()}{self.name}: {going}", flush=True)
 
     def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
@@ -102,7 +102,8 @@ class Bars(Lines):
         self.bars = bars
         self.all = bars.add_task("all losses", total=None, visible=False, said="")
         self.one = bars.add_task("checking", total=None, said="")
-        self.done: dict[str, int] = {}  # steps of each training
+        self.total: dict[str, int] = {}  # steps of each training
+        self.done: dict[str, int] = {}  # those that it has done
 
     def note(self, text: str) -> None:
         self.bars.console.print(rich.text.Text(f"note: {text}", style="yellow"))
@@ -115,9 +116,10 @@ class Bars(Lines):
         self.bars.update(self.one, description=f"fetching {name}", completed=done, total=total, said=said)
 
     def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
-        self.losses, self.steps = list(trainings), steps
+        self.losses, self.steps = [*self.losses, *trainings], steps
         self.bars.console.print(_beginning(folder, len(trainings), steps, seeds, models))
-        self.bars.reset(self.all, total=len(trainings) * steps, visible=True)
+        self.total.update(dict.fromkeys(trainings, steps))
+        self.bars.update(self.all, total=sum(self.total.values()), visible=True)
 
     def started(self, total_steps: int, start_step: int) -> None:
         self.bars.reset(self.one, description=self.name, total=total_steps, completed=start_step)
@@ -141,7 +143,7 @@ class Bars(Lines):
         self.bars.update(self.all, completed=sum(self.done.values()))
 
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
-        self._reached(name, self.steps)
+        self._reached(name, self.total.get(name, self.steps))
         if name in self.beside:
             self.bars.remove_task(self.beside.pop(name).one)  # type: ignore[attr-defined] # a _BarBeside
         if status == "failed":

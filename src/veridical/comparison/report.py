@@ -100,6 +100,27 @@ def markdown(run: Run) -> str:
     return "\n".join([*lines, "", *wording.written(run)]) + "\n"
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The runs of several tasks that a folder holds, where it is no run itself."""
+    if (folder / "comparison.json").exists():
+        return []
+    return sorted(path.parent for path in folder.glob("*/comparison.json"))
+
+
+def by_task(runs: Mapping[str, Run]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table of losses beside tasks: the scores, a star at the highest of each task."""
+    scores = {task: {name: run.analysis.scores[name] for name in run.analysis.ranking} for task, run in runs.items()}
+    losses = dict.fromkeys(loss for each in scores.values() for loss in each)
+
+    def cell(task: str, loss: str) -> str:
+        if loss not in scores[task]:
+            return "–"
+        star = "*" if scores[task][loss] == max(scores[task].values()) else ""
+        return f"{star}{scores[task][loss]:.3f}"
+
+    return ["loss", *runs], [[loss, *(cell(task, loss) for task in runs)] for loss in losses]
+
+
 # The parts of the page
 
 

@@ -43,6 +43,11 @@ class Sources:
     degradation: str
     digest: str
 
+    def forget(self) -> None:
+        """Give up the decoded photographs; they are read again when they are needed."""
+        for used in (self.samples, self.pairs):
+            used.store.forget()
+
 
 @dataclass(frozen=True)
 class _Side:

@@ -8,6 +8,7 @@ Whatever can be wrong is looked for before the first training step (see plan.py)
 (results.py), so that a run that was stopped, by whatever, goes on where it was when the same command is given again.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -35,7 +36,7 @@ from veridical.comparison.results import (
     training_identity,
     write_state,
 )
-from veridical.comparison.storage import is_url, opened
+from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
@@ -91,90 +92,137 @@ def compare(
             NonFiniteLoss when every loss diverged; one that does, with any seed, is recorded as failed and the others
             go on.
     """
-    observer = observer if observer and _is_chief() else Observer()
     run = choose_folder(recipe, out)
-    if is_url(run) and recipe.training.devices > 1 and on is None:
-        raise RecipeError(
-            f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, or let "
-            "a cluster do it: --on ray."
-        )
-    with opened(run, observer.note) as (folder, store):
-        plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store)
-        _carry_out(plan, _command(recipe, run), observer, on)
-    if not _is_chief():
-        raise SystemExit(0)  # the first process has the results and goes on to the report
+    _compare([("", recipe, run)], observer, leave_out=leave_out, on=on)
     return run
 
 
-def _carry_out(plan: Plan, command: str, observer: Observer, on: str | None) -> None:
-    """All of a comparison, once it is checked. command: what repeats it."""
-    settings = plan.recipe.training
-    observer.begins(
-        plan.folder, [title(plan, each) for each in plan.contenders], settings.steps, settings.seeds, len(plan.models)
-    )
-    kept = {each.place: load_result(plan, each) for each in plan.contenders}
-    reference = References([], {})
-    keeper = _Keeper(plan, command)
-    if _is_chief():
-        reference = references(plan, observer)
-        keeper.keep(reference)
-    cells = _here(plan, kept, observer) if on is None else _there(plan, kept, observer, on)
-    for contender in cells:
-        if not kept[contender.place] and contender.status == "waiting":
-            why = f"left out: {contender.name} failed {failure(plan.trainings[contender.name])}"
-            observer.loss_ends(title(plan, contender), "failed", contender.seconds, why)
-            continue
-        if not kept[contender.place] and _is_chief():
-            keeper.keep(reference, sparing=True)
-        status = "kept" if kept[contender.place] and contender.status == "done" else contender.status
-        observer.loss_ends(title(plan, contender), status, contender.seconds, contender.error)
+def compare_tasks(
+    recipes: Mapping[str, Recipe],
+    out: Path | str,
+    observer: Observer | None = None,
+    *,
+    leave_out: bool = False,
+    on: str | None = None,
+) -> dict[str, Path | str]:
+    """Several comparisons, one for each task, as one grid: all of them are checked before the first training, and on a
+    cluster their trainings go on beside each other. Returns the run folder of each.
+
+    Args:   recipes: by the names of their folders inside `out`. Others as for `compare`.
+    Errors: as for `compare`.
+    """
+    runs = {name: f"{out}/{name}" if is_url(out) else as_path(out) / name for name in recipes}
+    _compare([(name, recipe, runs[name]) for name, recipe in recipes.items()], observer, leave_out=leave_out, on=on)
+    return runs
+
+
+def _compare(
+    asked: Sequence[tuple[str, Recipe, Path | str]], observer: Observer | None, *, leave_out: bool, on: str | None
+) -> None:
+    observer = observer if observer and _is_chief() else Observer()
+    with contextlib.ExitStack() as stack:
+        comparisons = []
+        for label, recipe, run in asked:
+            if is_url(run) and recipe.training.devices > 1 and on is None:
+                raise RecipeError(
+                    f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, "
+                    "or let a cluster do it: --on ray."
+                )
+            folder, store = stack.enter_context(opened(run, observer.note))
+            plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
+            if len(asked) > 1 or on:
+                plan.sources.forget()  # else the photographs of all tasks would be in memory
+            comparisons.append(_Comparison(plan, _command(recipe, run)))
+        _carry_out(comparisons, observer, on)
     if not _is_chief():
-        return
-    keeper.keep(reference)
-    failures = {name: failure(trainings) for name, trainings in plan.trainings.items()}
-    if all(failures.values()):
-        name, reason = next(iter(failures.items()))
-        raise NonFiniteLoss(f"every loss failed, so there is nothing to compare. {name}: {reason}")
+        raise SystemExit(0)  # the first process has the results and goes on to the report
 
 
-class _Keeper:
-    """Writes what is finished, at once; where that is much, as often as it is worth, as it is in the trainings' own
-    folders already."""
+def _carry_out(comparisons: Sequence["_Comparison"], observer: Observer, on: str | None) -> None:
+    """All that is left of checked comparisons."""
+    for each in comparisons:
+        each.begin(observer)
+    cells = [(each, contender) for each in comparisons for contender in each.plan.contenders]
+    ended = _here(cells, observer) if on is None else _there(cells, observer, on)
+    try:
+        for comparison, contender in ended:
+            comparison.ended(contender, observer)
+    finally:
+        for each in comparisons:
+            each.keep()
+    for each in comparisons:
+        failures = {name: failure(trainings) for name, trainings in each.plan.trainings.items()}
+        if all(failures.values()):
+            name, reason = next(iter(failures.items()))
+            raise NonFiniteLoss(f"every loss failed, so there is nothing to compare. {name}: {reason}")
+
+
+class _Comparison:
+    """One comparison while it is carried out. kept: the trainings, by place, of which nothing is left to do."""
 
     def __init__(self, plan: Plan, command: str) -> None:
         self.plan, self.command = plan, command
-        self._pause, self._last = 0.0, 0.0
-        self._stale = True
+        self.kept = {each.place: load_result(plan, each) for each in plan.contenders}
+        self._references = References([], {})
+        self._stale = False
+        self._next = 0.0
 
-    def keep(self, reference: References, *, sparing: bool = False) -> None:
-        begun = time.perf_counter()
-        self._stale |= sparing
-        if not self._stale or (sparing and begun < self._last + self._pause):
+    def begin(self, observer: Observer) -> None:
+        """Evaluate what needs no training."""
+        settings, titles = self.plan.recipe.training, [title(self.plan, each) for each in self.plan.contenders]
+        observer.begins(self.plan.folder, titles, settings.steps, settings.seeds, len(self.plan.models))
+        if _is_chief():
+            self._references = references(self.plan, observer)
+        self._stale = True
+        self.keep()
+
+    def ended(self, contender: Contender, observer: Observer) -> None:
+        """Write down what became of a training, and tell."""
+        name, status, error = title(self.plan, contender), contender.status, contender.error
+        if self.kept[contender.place]:
+            status = "kept" if status == "done" else status
+        elif status == "waiting":
+            status = "failed"
+            error = f"left out: {contender.name} failed {failure(self.plan.trainings[contender.name])}"
+        else:
+            self._stale = True
+            if time.perf_counter() >= self._next:
+                self.keep()
+        observer.loss_ends(name, status, contender.seconds, error)
+
+    def keep(self) -> None:
+        """Write what is finished. Where that takes long, `ended` does it more rarely: it is in the trainings' own
+        folders already."""
+        if not self._stale or not _is_chief():
             return
-        write_state(self.plan, reference, self.command)
-        self._last = time.perf_counter()
-        self._pause = 10 * (self._last - begun)
+        begun = time.perf_counter()
+        write_state(self.plan, self._references, self.command)
+        self._next = time.perf_counter() + 10 * (time.perf_counter() - begun)
         self._stale = False
 
 
-def _here(plan: Plan, kept: Mapping[Path, bool], observer: Observer) -> Iterator[Contender]:
+_Cell = tuple[_Comparison, Contender]
+
+
+def _here(cells: Sequence[_Cell], observer: Observer) -> Iterator[_Cell]:
     """Every training in turn, in this process."""
-    for contender in plan.contenders:
-        if not kept[contender.place] and not failure(plan.trainings[contender.name]):
+    for comparison, contender in cells:
+        plan = comparison.plan
+        if not comparison.kept[contender.place] and not failure(plan.trainings[contender.name]):
             observer.loss_begins(title(plan, contender))
             run_one(plan, contender, observer)
-        yield contender
+        yield comparison, contender
 
 
-def _there(plan: Plan, kept: Mapping[Path, bool], observer: Observer, on: str) -> Iterator[Contender]:
+def _there(cells: Sequence[_Cell], observer: Observer, on: str) -> Iterator[_Cell]:
     """Those that are kept, then the others as other machines end them."""
     from veridical.comparison.on_ray import run_cells
 
-    yield from (each for each in plan.contenders if kept[each.place])
-    waiting = [each for each in plan.contenders if not kept[each.place]]
-    unfinished = yield from run_cells(plan, waiting, observer, on)
+    yield from ((each, contender) for each, contender in cells if each.kept[contender.place])
+    waiting = [(each, contender) for each, contender in cells if not each.kept[contender.place]]
+    unfinished = yield from run_cells(waiting, observer, on)
     if unfinished:
-        listed = "\n".join(f"  {title(plan, each)}: {why}" for each, why in unfinished)
+        listed = "\n".join(f"  {title(each.plan, contender)}: {why}" for (each, contender), why in unfinished)
         raise VeridicalError(
             f"{len(unfinished)} of {len(waiting)} trainings are not finished; run the same command again to go on with "
             f"them from their last checkpoints:\n{listed}"
@@ -183,7 +231,8 @@ def _there(plan: Plan, kept: Mapping[Path, bool], observer: Observer, on: str) -
 
 def title(plan: Plan, contender: Contender) -> str:
     """What a training is called while it runs."""
-    return contender.name if plan.recipe.training.seeds == 1 else f"{contender.name}, seed {contender.seed}"
+    name = contender.name if plan.recipe.training.seeds == 1 else f"{contender.name}, seed {contender.seed}"
+    return f"{plan.label}: {name}" if plan.label else name
 
 
 def _command(recipe: Recipe, run: Path | str) -> str:
@@ -276,4 +325,13 @@ def _is_chief() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-__all__ = ["DEMO_LOSSES", "DEMO_SETTINGS", "Observer", "compare", "demo_recipe", "initial_model", "run_one"]
+__all__ = [
+    "DEMO_LOSSES",
+    "DEMO_SETTINGS",
+    "Observer",
+    "compare",
+    "compare_tasks",
+    "demo_recipe",
+    "initial_model",
+    "run_one",
+]

@@ -213,6 +213,11 @@ class Store:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= oldest.nbytes
 
+    def forget(self) -> None:
+        """Give up what was decoded."""
+        self._kept.clear()
+        self._bytes = 0
+
     def _adapt(self, image: Tensor) -> Tensor:
         if self.channels == 1:
             return luma(image[None])[0]
