@@ -1,6 +1,9 @@
 """A comparison shared among the machines of a Ray cluster: the same rows, whatever is lost on the way."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.heard import Heard
+from tests.object_store import KEYS, s3_server  # noqa: F401 # a fixture
 from tests.photographs import quick_recipe, write_photographs
-from veridical.comparison.sweep import compare
+from veridical.comparison.storage import to_read
+from veridical.comparison.sweep import compare, compare_tasks
 from veridical.core.errors import RecipeError, VeridicalError
 from veridical.training import checkpoint as checkpoints
 
@@ -30,8 +35,9 @@ MEMORY = {"object_store_memory": 80 * 2**20}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Raylets as of several machines on this one: a head that computes nothing, and one of one core."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    variables = {"OMP_NUM_THREADS": "1", **KEYS}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     made = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY}
     )
@@ -40,10 +46,11 @@ def cluster() -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture
@@ -204,6 +211,82 @@ def test_a_training_on_two_devices_is_carried_out_in_processes_of_its_own(data: 
     ours, theirs = (weights(Path(each))["l1"] for each in (run, alone))
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_cells_of_several_tasks_share_a_cluster_and_a_storage(
+    cluster: Any,
+    s3_server: str,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No machine sees the folder of another: all that they share is the storage."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    ray.shutdown()  # the address is told to the machines by whoever connects
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    tasks = {name: quick_recipe(data, 'losses=["l1"]', f"degradation={name}") for name in ("jpeg", "box-blur")}
+    url = "s3://cluster/runs"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("cluster")
+    heard = HeardThere()
+    runs = compare_tasks(tasks, url, heard, on="ray")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")  # as the other tests expect it
+    assert runs == {name: f"{url}/{name}" for name in tasks}
+    assert sorted(heard.ends) == [("box-blur: l1", "done"), ("jpeg: l1", "done")]
+    for name, recipe in tasks.items():
+        compare(recipe, tmp_path / name)
+        with to_read(runs[name]) as (folder, _):
+            assert_the_same(folder, tmp_path / name)
+            assert (folder / "images" / "l1").is_dir()
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from tests.photographs import quick_recipe
+from veridical.comparison.observer import Observer
+from veridical.comparison.storage import to_read
+from veridical.comparison.sweep import compare, compare_tasks
+
+class Tells(Observer):
+    def elsewhere(self, name, where):
+        print("begun", flush=True)
+    def of(self, name):
+        return self
+    def step(self, step, total, terms, rate):
+        print("step", step, flush=True)
+    def note(self, text):
+        print(text, flush=True)
+
+settings = ['losses=["l1"]', "training.steps=3000", "training.checkpoint_every=3000"]
+compare(quick_recipe(Path(sys.argv[1]), *settings), Path(sys.argv[2]), Tells(), on="ray")
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ctrl_c_lets_every_step_end_and_be_saved(cluster: Any, data: Path, tmp_path: Path) -> None:
+    """A real process, which has no checkpoint but the one that it makes when it is told to stop."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(data), str(tmp_path / "run")],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "stopping 1 trainings; what runs ends its step and saves it" in said
+    newest = checkpoints.newest(tmp_path / "run" / "l1" / "checkpoints")
+    assert newest is not None
+    assert 0 < int(newest.name[-8:]) < 3000
 
 
 def test_another_address_than_rays_is_refused(data: Path, tmp_path: Path) -> None:
