@@ -43,7 +43,7 @@ def postgresql() -> Iterator[str]:
         run("initdb", "--auth=trust", "--username=postgres", "--locale=C", "--encoding=UTF8", "--no-sync")
         run("pg_ctl", "start", "-w", "-l", str(place / "log"), "-o", f"-k {place} -c listen_addresses=''")
         try:
-            yield f"postgresql+psycopg://postgres@/postgres?host={place}"
+            yield f"postgresql://postgres@/postgres?host={place}"
         finally:
             run("pg_ctl", "stop", "-m", "immediate")
     finally:

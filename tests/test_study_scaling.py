@@ -589,7 +589,7 @@ def folder(tmp_path_factory):
     rows = [{**row, "seconds": "3.1", "at": ""} for row in simulated(TRUTH, raters=40, careless=2)]
     rows += [{**rows[0], "image": "<b>barn</b>", "result": 3}] * 2
     votes = written(place / "votes.csv", rows, order=COLUMNS)
-    elsewhere = {"VERIDICAL_DATABASE": "postgresql+psycopg://nobody@nowhere.invalid/none"}  # is not asked for a file
+    elsewhere = {"VERIDICAL_DATABASE": "postgresql://nobody@nowhere.invalid/none"}  # is not asked for a file
     done = CliRunner().invoke(app, ["study", "scale", str(votes), "--out", str(place / "scale")], env=elsewhere)
     assert done.exit_code == 0, done.output
     return place / "scale", done.output

@@ -27,7 +27,7 @@ from veridical.core.errors import BadOption, DataError, MissingExtra, UnknownNam
 from veridical.study import server, store
 from veridical.study.design import OBVIOUS, REFERENCE, full_design, load_design, new_study
 from veridical.study.load import made_up_study, measure, running
-from veridical.study.store import Outcome, export_rows, open_store
+from veridical.study.store import Outcome, _engine, export_rows, open_store
 from veridical.study.votes import COLUMNS, votes_from_rows
 
 METHODS = [f"method-{k}" for k in range(4)]  # as made_up_study calls them
@@ -63,8 +63,8 @@ def url(request):
         return None
     server_url = request.getfixturevalue("postgresql_url")
     name = f"study{next(_number)}"
-    engine = sa.create_engine(server_url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    engine = _engine(server_url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     engine.dispose()
     return f"{server_url}&options=-csearch_path%3D{name}"
@@ -432,7 +432,7 @@ def test_a_database_belongs_to_one_study(made, study, url, tmp_path):
 
 def test_a_database_that_cannot_be_used_is_an_error_in_words(study):
     with pytest.raises(DataError, match="the database of the study cannot be used"):
-        open_store(study, "postgresql+psycopg://nobody@/nothing?host=/nowhere")
+        open_store(study, "postgresql://nobody@/nothing?host=/nowhere")
     with pytest.raises(DataError, match=r"the database is 'mysql'\. Expected postgresql"):
         open_store(study, "mysql://nobody@localhost/nothing")
     with pytest.raises(DataError, match="URL cannot be read"):

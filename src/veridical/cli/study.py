@@ -13,7 +13,7 @@ Database = Annotated[
     str | None,
     typer.Option(
         envvar="VERIDICAL_DATABASE",
-        help="Of a PostgreSQL: postgresql+psycopg://user@host/name. By default study.sqlite in the study's folder.",
+        help="Of a PostgreSQL: postgresql://user@host/name. By default study.sqlite in the study's folder.",
     ),
 ]
 

@@ -7,11 +7,14 @@ changes nothing, on either database. A unique index lets no comparison of the de
 
 import contextlib
 import csv
+import getpass
 import hashlib
 import io
 import json
+import os
 import random
 import secrets
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -150,7 +153,7 @@ class Progress:
 def open_store(folder: Path, url: str | None = None) -> "Store":
     """The votes of a study or of a run that has one; the database is made ready when it is new.
 
-    Args:   url: such as postgresql+psycopg://user@host/name; study.sqlite in the study's folder by default.
+    Args:   url: such as postgresql://user@host/name; study.sqlite in the study's folder by default.
     Errors: DataError when there is no study, the database cannot be reached, or has the votes of another.
     """
     return Store(_engine(url or _sqlite(study_folder(folder))), load_design(folder))
@@ -164,17 +167,19 @@ def _engine(url: str) -> sa.Engine:
     try:
         address = sa.make_url(url)
     except sa.exc.ArgumentError as error:
-        raise DataError(
-            "the database's URL cannot be read. Expected such as postgresql+psycopg://user@host/name."
-        ) from error
+        raise DataError("the database's URL cannot be read. Expected such as postgresql://user@host/name.") from error
     kind = address.get_backend_name()
     if kind == "postgresql":
-        require("psycopg", "study", "PostgreSQL")
+        require("pg8000", "study", "PostgreSQL")
         return sa.create_engine(
-            address.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=10, pool_pre_ping=True
+            sa.URL.create("postgresql+pg8000", database=address.database),
+            connect_args=_pg8000(address),
+            pool_size=10,
+            max_overflow=10,
+            pool_pre_ping=True,
         )
     if kind != "sqlite":
-        raise DataError(f"the database is {kind!r}. Expected postgresql+psycopg://user@host/name, or none for SQLite.")
+        raise DataError(f"the database is {kind!r}. Expected postgresql://user@host/name, or none for SQLite.")
     engine = sa.create_engine(address, connect_args={"timeout": _WAIT_S}, pool_size=10, max_overflow=40)
 
     @sa.event.listens_for(engine, "connect")
@@ -191,6 +196,45 @@ def _engine(url: str) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+_SSL_MODES: dict[str, bool | None] = {"disable": False, "allow": None, "prefer": None, "require": True}
+_VERIFYING = ("verify-ca", "verify-full")
+
+
+def _pg8000(address: sa.URL) -> dict[str, Any]:
+    """The arguments of pg8000 for an address as libpq, PostgreSQL's own client, reads it.
+
+    Errors: DataError when it has a parameter that is not known here.
+    """
+    query = {name: value if isinstance(value, str) else value[-1] for name, value in address.query.items()}
+    host = query.pop("host", address.host) or ("/var/run/postgresql" if Path("/var/run/postgresql").is_dir() else None)
+    port = int(query.pop("port", address.port or 5432))
+    arguments: dict[str, Any] = {
+        "user": address.username or os.environ.get("PGUSER") or getpass.getuser(),
+        "password": address.password or os.environ.get("PGPASSWORD"),
+        "port": port,
+    }
+    if host and host.startswith("/"):
+        arguments["unix_sock"] = f"{host}/.s.PGSQL.{port}"
+    elif host:
+        arguments["host"] = host
+    authorities, mode = query.pop("sslrootcert", None), query.pop("sslmode", "prefer")
+    if mode in _VERIFYING or (mode == "require" and authorities):  # a given authority is checked, as libpq does
+        arguments["ssl_context"] = ssl.create_default_context(cafile=authorities)
+        arguments["ssl_context"].check_hostname = mode == "verify-full"
+    elif mode in _SSL_MODES:
+        arguments["ssl_context"] = _SSL_MODES[mode]
+    else:
+        raise DataError(f"sslmode is {mode!r}. Expected one of {', '.join((*_SSL_MODES, *_VERIFYING))}.")
+    if "options" in query:
+        arguments["startup_params"] = {"options": query.pop("options")}
+    if query:
+        raise DataError(
+            f"the database's URL has {', '.join(map(repr, query))}. Of PostgreSQL's parameters host, port, options, "
+            "sslmode and sslrootcert are known here."
+        )
+    return arguments
 
 
 class Store:
