@@ -1,12 +1,17 @@
 # make demo    compare losses on photographs that ship with two of the dependencies
 # make test    the whole test suite
 # make check   what pre-commit checks: format, lint, types
+# make lock, audit, licences, sbom, dist, wheelhouse: docs/supply.md
 PYTHON ?= python3
 VENV ?= .venv
+SERVICE ?= pypi
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+LOCKED := $(PIP) --require-hashes --no-deps --only-binary :all:
+# Files in wheels and sdists get this time; that of the last commit in a checkout.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1577836800)
 
-.PHONY: demo test check clean
+.PHONY: demo test check clean lock audit licences sbom dist wheelhouse
 
 demo: $(VENV)/.demo
 	$(BIN)/veridical compare --demo
@@ -19,23 +24,40 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# UPGRADE=--upgrade for the newest versions.
+lock: $(VENV)/.test
+	$(BIN)/python requirements/lock.py $(UPGRADE)
+
+audit: $(VENV)/.test
+	cat requirements/lock.txt requirements/torch.txt > $(VENV)/audit.txt
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement $(VENV)/audit.txt --vulnerability-service $(SERVICE)
+
+licences: $(VENV)/.test
+	$(BIN)/python requirements/licences.py
+
+sbom: $(VENV)/.test
+	$(BIN)/python requirements/sbom.py
+
+dist: $(VENV)/.test
+	$(BIN)/python -m hatchling build
+	cd dist && sha256sum veridical-*
+
 clean:
 	rm -rf $(VENV)
 
-# torch goes first and pinned: nothing after it may choose another build.
-$(VENV)/.torch: constraints.txt
+# torch has files of its own: its build for CPUs where pip is told of a place that has it, else that of PyPI, on Linux
+# with CUDA. --no-deps: what is to be installed stands there, with hashes, and nothing else is looked for.
+$(VENV)/.torch: requirements/torch-cpu.txt requirements/torch.txt
 	$(PYTHON) -c "import sys; sys.exit('veridical needs Python 3.11 or newer; try make PYTHON=python3.11' if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt torch
+	$(LOCKED) --requirement requirements/torch-cpu.txt || $(LOCKED) --requirement requirements/torch.txt
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: $(VENV)/.torch constraints.txt pyproject.toml
 	$(PIP) --constraint constraints.txt --editable ".[compare]"
 	touch $@
 
-# The packages lpips and DISTS-pytorch import torchvision, whose wheels do not fit every torch; the tests that compare
-# with them bring a stand-in, so their dependencies are left out.
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) --constraint constraints.txt --editable ".[dev]"
-	$(PIP) --no-deps lpips==0.1.4 DISTS-pytorch==0.1
+$(VENV)/.test: $(VENV)/.torch requirements/lock.txt pyproject.toml
+	$(LOCKED) --requirement requirements/lock.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
