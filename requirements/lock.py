@@ -4,8 +4,8 @@
     python requirements/lock.py --upgrade    newest versions of all
 
 lock.txt has all but torch. torch-cpu.txt has torch's build for CPUs, torch.txt that of PyPI, which on Linux brings
-some gigabytes of CUDA. Of each version every file that the index has is listed with its sha256; uv resolves the extra `dev` for
-Python 3.11 and newer on every platform. constraints.txt has the versions alone.
+some gigabytes of CUDA. Of each version every file that the index has is listed with its sha256; uv resolves the extra
+`dev` for Python 3.11 and newer on every platform. constraints.txt has the versions alone.
 """
 
 import re
