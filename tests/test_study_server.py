@@ -27,7 +27,7 @@ from veridical.core.errors import BadOption, DataError, MissingExtra, UnknownNam
 from veridical.study import server, store
 from veridical.study.design import OBVIOUS, REFERENCE, full_design, load_design, new_study
 from veridical.study.load import made_up_study, measure, running
-from veridical.study.store import Outcome, _engine, export_rows, open_store
+from veridical.study.store import Outcome, _engine, _pg8000, export_rows, open_store
 from veridical.study.votes import COLUMNS, votes_from_rows
 
 METHODS = [f"method-{k}" for k in range(4)]  # as made_up_study calls them
@@ -428,6 +428,26 @@ def test_a_database_belongs_to_one_study(made, study, url, tmp_path):
     other = new_study(made / "methods", reference=made / "reference", out=tmp_path / "other", per_pair=2, trials=2)
     with pytest.raises(DataError, match="the votes of another study"):
         open_store(other, address)
+
+
+def test_a_url_of_postgresql_is_read_as_its_own_client_reads_it(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "from outside")
+    address = sa.make_url("postgresql+psycopg://me@/votes?host=/run/here&port=5433&options=-csearch_path%3Dx")
+    assert _pg8000(address) == {
+        "user": "me",
+        "password": "from outside",
+        "port": 5433,
+        "unix_sock": "/run/here/.s.PGSQL.5433",
+        "ssl_context": None,
+        "startup_params": {"options": "-csearch_path=x"},
+    }
+    there = _pg8000(sa.make_url("postgresql://me:secret@db.example/votes?sslmode=verify-full"))
+    assert (there["host"], there["password"], there["ssl_context"].check_hostname) == ("db.example", "secret", True)
+    assert _pg8000(sa.make_url("postgresql://me@db.example/votes?sslmode=require"))["ssl_context"] is True
+    with pytest.raises(DataError, match="sslmode is 'full'"):
+        _pg8000(sa.make_url("postgresql://me@db.example/votes?sslmode=full"))
+    with pytest.raises(DataError, match=r"has 'target'\. Of PostgreSQL's parameters host"):
+        _pg8000(sa.make_url("postgresql://me@db.example/votes?target=x"))
 
 
 def test_a_database_that_cannot_be_used_is_an_error_in_words(study):
