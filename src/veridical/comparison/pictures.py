@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from veridical.core.errors import DataError
+from veridical.core.errors import DataError, VeridicalError
+from veridical.core.files import MOST_BYTES, open_image
+from veridical.core.untrusted import read_file
 
 CROP_PX = 256
 BUDGET = 12_500_000  # characters of base64 in one report; 12 losses by 16 metrics make the rest of the page 1.9 MB
@@ -195,11 +197,17 @@ def _cut(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
 
 
 def read(path: Path) -> Image.Image:
-    """An image of the run's folder, RGB; DataError when it cannot be read."""
+    """An image below FOLDER/images as RGB. Errors: DataError when it cannot be read, or lies elsewhere: a link in a run that
+    somebody else sent would show on the page, and so send back, what only you can read."""
+    folder = next(each for each in path.parents if each.name == "images").parent
     try:
-        with Image.open(path) as image:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"the run's image {path} is a link to {path.resolve()}, outside of the run. Copy it there.")
+        with open_image(read_file(path, MOST_BYTES)) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except VeridicalError:
+        raise
+    except Exception as error:  # see files.read_image
         raise DataError(f"the run's image {path} cannot be read ({error}). Evaluate the run again.") from error
 
 

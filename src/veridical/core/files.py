@@ -22,13 +22,21 @@ from torch import Tensor
 
 from veridical.core import catalog
 from veridical.core.colour import luma
-from veridical.core.errors import DataError
+from veridical.core.errors import DataError, VeridicalError
+from veridical.core.untrusted import read_file
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 ALPHA_SUFFIXES: tuple[str, ...] = (".png", ".webp", ".tif", ".tiff")
 DEEP_SUFFIXES: tuple[str, ...] = (".png", ".tif", ".tiff")
+# What is read, whatever a file is called. Pillow knows forty kinds more, for some of which it runs other programs.
+KINDS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+MOST_BYTES = 2**30
+"""Of an image file. The most pixels are Pillow's MAX_IMAGE_PIXELS, 89,478,485."""
+MOST_SCANS = 200
+"""Of a JPEG: each goes over all pixels, and cameras write 1 to 10."""
 
 _ORIENTATION = int(ExifTags.Base.Orientation)
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 # A TIFF's "EXIF" is its own directory, mostly about where its strips lie. These are about the photograph.
 _ABOUT_THE_PHOTOGRAPH = {
     int(tag)
@@ -47,20 +55,6 @@ _ABOUT_THE_PHOTOGRAPH = {
 
 # The filters of `warnings` belong to the process, and files are read on several threads.
 _WARNINGS = threading.Lock()
-
-# What Pillow raises on damaged files of one kind or another.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
-
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -115,9 +109,9 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, but got {channels!r}.")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+        data = read_file(path, MOST_BYTES)
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     try:
         samples, bits, icc, exif, dpi = _decode(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -127,13 +121,19 @@ def read_image(path: Path, *, channels: int | None = 3) -> ImageFile:
     except DataError as error:
         raise DataError(f"cannot read {path}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        what = "not an image, or is damaged at its start" if data else "empty"
+        kinds = f"not an image of a kind that is read ({', '.join(KINDS)}), or is damaged at its start"
+        what = kinds if data else "empty"
         raise DataError(f"cannot read {path}: it is {what}. Remove it, or copy it again.") from error
-    except _DAMAGE as error:
+    except (VeridicalError, MemoryError):
+        raise
+    except Exception as error:  # damaged files of one kind or another make Pillow and OpenCV raise almost anything
         raise DataError(
             f"cannot read {path}: the file is damaged or cut short ({error}). Remove it, or copy it again."
         ) from error
-    values = torch.from_numpy(samples.transpose(2, 0, 1).astype(np.float32) / (2**bits - 1))  # (C, H, W)
+    del data
+    samples = samples.transpose(2, 0, 1).astype(np.float32)  # (C, H, W)
+    samples /= 2**bits - 1
+    values = torch.from_numpy(samples)
     has_alpha = len(values) in (2, 4)
     pixels, alpha = (values[:-1].clone(), values[-1:].clone()) if has_alpha else (values, None)
     if channels == 3 and len(pixels) == 1:
@@ -148,10 +148,9 @@ _Decoded = tuple[np.ndarray, int, bytes | None, bytes | None, tuple[float, float
 
 def _decode(data: bytes) -> _Decoded:
     """Upright samples (H, W, 1 to 4) as uint8 or uint16, their bits, the colour profile, the EXIF bytes, the dpi."""
+    image = open_image(data)
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data))
         orientation, exif = _metadata(image)
     with image:
         icc = image.info.get("icc_profile") or None
@@ -159,7 +158,7 @@ def _decode(data: bytes) -> _Decoded:
         if image.format == "TIFF":
             orientation = 1  # Pillow and OpenCV turn a TIFF by themselves, and no other format
         if _is_deep_colour(image, data):
-            return _turn(_decode_deep_colour(data), orientation), 16, icc, exif, dpi
+            return _turn(_decode_deep_colour(data, image), orientation), 16, icc, exif, dpi
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             samples = np.asarray(image).astype(np.uint16)[..., None]
@@ -178,6 +177,24 @@ def _decode(data: bytes) -> _Decoded:
         return _turn(samples if samples.ndim == 3 else samples[..., None], orientation), 8, icc, exif, dpi
 
 
+def open_image(data: bytes) -> Image.Image:
+    """Pillow's image in the bytes of a file, not decoded yet: of KINDS, and of as many pixels as are read.
+
+    Errors: what Pillow raises: Image.DecompressionBombWarning or its Error for too many pixels, UnidentifiedImageError,
+            or anything for damage; DataError.
+    """
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":  # its decoder makes room for the canvas as it is opened
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"Image size ({width * height} pixels) exceeds limit.")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
+        raise DataError(f"it is a JPEG of {scans} scans, of which {MOST_SCANS} are read.")
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=KINDS)
+
+
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
     if image.format == "PNG":
         depth, colour_type = data[24], data[25]  # of the IHDR chunk, which is always first
@@ -188,11 +205,20 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
     return False
 
 
-def _decode_deep_colour(data: bytes) -> np.ndarray:
-    """(H, W, 2 to 4) uint16, RGB order, not turned."""
+def _decode_deep_colour(data: bytes, image: Image.Image) -> np.ndarray:
+    """(H, W, 2 to 4) uint16, RGB order, not turned. image: the same as Pillow opened it, whose size is known to do."""
     cv2 = catalog.require("cv2", "compare", "reading 16-bit colour images")
+    if image.format == "TIFF":
+        # OpenCV makes room for a whole tile or strip.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, image.height)
+        if width * height > 2 * max(image.width * image.height, 2**20):
+            raise ValueError(f"its tiles are of {width}x{height} pixels")
     flags = cv2.IMREAD_UNCHANGED  # true depth and alpha; and no turning by EXIF
-    samples = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot decode it: {error.err}") from error
     if samples is None:
         raise ValueError("OpenCV cannot decode it")
     if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] not in (3, 4):
