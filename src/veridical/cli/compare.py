@@ -103,11 +103,14 @@ class _Asked:
     settings: list[str]
     out: str | None
     demo: bool
+    allow_code: bool
 
     def chosen(self, losses: list[str] | None, **values: object) -> tuple["Recipe", Path | str]:
         """The recipe with these losses and the values of other keys, None where not given; the folder of the run."""
         values = {**self.values, "losses": losses, **values}
-        recipe = _chosen_recipe(self.recipe, values, self.settings, demo=self.demo, scale=self.scale)
+        recipe = _chosen_recipe(
+            self.recipe, values, self.settings, demo=self.demo, scale=self.scale, allow_code=self.allow_code
+        )
         return recipe, _chosen_folder(recipe, self.out)
 
 
@@ -157,6 +160,10 @@ def _training_options(
             help="The run folder, or the URL of one, s3://bucket/run; the same command with the same folder continues."
         ),
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run the files of losses that the recipe's file names: my_file.py:MyLoss."),
+    ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="A training of minutes, on photographs that are at hand.")
     ] = False,
@@ -180,7 +187,7 @@ def _training_options(
         "training.seed": seed,
         "training.device": device,
     }
-    return _Asked(recipe, scale, values, settings or [], out, demo)
+    return _Asked(recipe, scale, values, settings or [], out, demo, allow_code)
 
 
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
@@ -314,6 +321,7 @@ def _chosen_recipe(
     *,
     demo: bool,
     scale: str = "full",
+    allow_code: bool = False,
 ) -> "Recipe":
     """The recipe at its scale with the options of a command, None where not given, and then its --set."""
     from veridical.comparison.sweep import demo_recipe
@@ -329,7 +337,7 @@ def _chosen_recipe(
     if demo:
         return demo_recipe(overrides)
     written = {} if recipe is None else _without_other_models(read_values(recipe, scale), values)
-    chosen = load_recipe(written, overrides)
+    chosen = load_recipe(written, overrides, file=recipe, allow_code=allow_code)
     if scale == "full" and not (chosen.data.train or chosen.data.pairs):
         if recipe is None:
             raise VeridicalError(
@@ -390,6 +398,10 @@ def tune_weights(
     out: Annotated[
         Path | None, typer.Option(help="The folder; the same command with the same folder continues.")
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run the files of losses that the recipe's file names: my_file.py:MyLoss."),
+    ] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Small trainings, on photographs that are at hand.")] = False,
 ) -> None:
     """Search the weights of a sum of losses by the aggregate score, one training for each trial.
@@ -410,7 +422,7 @@ def tune_weights(
         "training.seed": seed,
         "training.device": device,
     }
-    chosen = _chosen_recipe(recipe, values, settings, demo=demo)
+    chosen = _chosen_recipe(recipe, values, settings, demo=demo, allow_code=allow_code)
     folder = _chosen_folder(chosen, out)
     with display() as observer:
         search = tune(chosen, folder, observer, trials=trials, span=span)

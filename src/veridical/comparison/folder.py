@@ -47,7 +47,8 @@ def open_folder(recipe: Recipe, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"--out {folder} is a file. Name a folder, which is made if it does not exist.")
     if (folder / "recipe.toml").is_file():
-        _same_run(recipe, load_recipe(folder / "recipe.toml"), folder)
+        # It is compared alone: nothing that it names is made.
+        _same_run(recipe, load_recipe(folder / "recipe.toml", allow_code=True), folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(f"--out {folder} is not empty and holds no comparison. Name another folder with --out.")
     try:

@@ -197,8 +197,11 @@ def _cut(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
 
 
 def read(path: Path) -> Image.Image:
-    """An image below FOLDER/images as RGB. Errors: DataError when it cannot be read, or lies elsewhere: a link in a run that
-    somebody else sent would show on the page, and so send back, what only you can read."""
+    """An image below FOLDER/images as RGB.
+
+    Errors: DataError when it cannot be read, or lies elsewhere: a link in a run that somebody else sent would show on
+            the page, and so give away, what only you can read.
+    """
     folder = next(each for each in path.parents if each.name == "images").parent
     try:
         if not path.resolve().is_relative_to(folder.resolve()):

@@ -1,15 +1,12 @@
 """Networks as their authors published them: read without running anything, and made a model that our commands take."""
 
-import pickle
 import re
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -22,7 +19,9 @@ from veridical.core import catalog
 from veridical.core.catalog import Term
 from veridical.core.errors import DataError, VeridicalError
 from veridical.core.files import atomic_write
+from veridical.core.untrusted import read_npz
 from veridical.degradations import TASKS
+from veridical.features.torch_file import NotData, read_torch
 from veridical.features.weights import content_hash
 from veridical.models import MODELS, Restorer
 
@@ -88,7 +87,7 @@ def adopt(path: Path, model_spec: str, folder: Path, *, task: str | None = None)
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of a published network, by their authors' keys.
 
-    .safetensors; .npz (of arrays); and whatever torch.save has written (.pth, .pt, .ckpt, .tar), read as weights only:
+    .safetensors; .npz (of arrays); and whatever torch.save has written (.pth, .pt, .ckpt, .tar), read as data:
     nothing of it is run. The tensors may lie in a "state_dict", "params", "params_ema" (taken where there are both) or
     "model". A leading "module." is left out.
 
@@ -103,9 +102,8 @@ def read_published(path: Path) -> dict[str, Tensor]:
             raise DataError(f"{path} cannot be read as safetensors: {error}") from error
     elif path.suffix == ".npz":
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            found = {key: torch.from_numpy(values) for key, values in read_npz(path).items()}
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{path} cannot be read as arrays of NumPy: {error}") from error
     else:
         found = _read_torch(path)
@@ -116,19 +114,18 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a file that is broken, or not of torch.save, fails in many ways
-        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if code is not None:
+        return read_torch(path)
+    except NotData as error:
+        if error.code:
             raise DataError(
-                f"{path} was not read, and nothing of it was run: it asks for {code[1]}, which is code. A file of "
+                f"{path} was not read, and nothing of it was run: it asks for {error.code}, which is code. A file of "
                 "torch.save can run whatever its author likes, so tensors alone are read here. Ask for a file of the "
                 "state_dict; or, if you trust this one, write it anew where its code is installed: "
                 'torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW).'
             ) from error
-        said = re.search(r"WeightsUnpickler error: (.+)", str(error))
-        reason = said[1] if said else str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be read as a file of torch.save: {reason}") from error
+        raise DataError(f"{path} cannot be read as a file of torch.save: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a file of torch.save: {error}") from error
 
 
 def _unwrapped(path: Path, found: Any) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from veridical.comparison.results import (
 )
 from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
+from veridical.losses import files
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -239,9 +240,10 @@ def _command(recipe: Recipe, run: Path | str) -> str:
     """What repeats this comparison, in the folder in which it was started."""
     if recipe.model_copy(update={"out": None}) == demo_recipe():
         return "veridical compare --demo"
+    code = " --allow-code" if any(map(files, recipe.losses.values())) else ""
     if is_url(run):
-        return f"veridical compare recipe.toml --out {shlex.quote(str(run))}, with {run}/recipe.toml"
-    return f"veridical compare {shlex.quote(str(Path(run) / 'recipe.toml'))}"
+        return f"veridical compare recipe.toml --out {shlex.quote(str(run))}{code}, with {run}/recipe.toml"
+    return f"veridical compare {shlex.quote(str(Path(run) / 'recipe.toml'))}{code}"
 
 
 def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -16,6 +17,9 @@ from typing import Any, TypeVar
 from veridical.core.errors import MissingExtra, UnknownName, VeridicalError
 
 T = TypeVar("T")
+
+MOST_LETTERS = 10_000
+"""Of a spec."""
 
 _NAME = r"[A-Za-z][\w-]*"
 _FILE = r"[^\s*+(),=]+\.py:\w+"  # a class in a file of one's own
@@ -124,6 +128,10 @@ def parse(spec: str, what: str = "loss") -> list[Term]:
     >>> parse("gaussian-noise(sigma_8bit=(0, 15))")[0].options
     {'sigma_8bit': (0, 15)}
     """
+    if len(spec) > MOST_LETTERS:
+        raise VeridicalError(
+            f"the {what} {spec[:60]!r}... has {len(spec)} letters; expected {MOST_LETTERS} at most. Name fewer terms."
+        )
     terms = []
     for part in _split(spec, "+", what):
         match = _TERM.fullmatch(part.strip())
@@ -194,9 +202,13 @@ def _options(text: str | None, spec: str, what: str) -> dict[str, Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of Python, which this is not
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
         return {"true": True, "false": False}.get(text, text)
+    except (RecursionError, MemoryError) as error:  # what the parser raises where brackets or signs stand too deep
+        raise VeridicalError(f"the value {text[:60]!r}... is nested too deeply.") from error
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

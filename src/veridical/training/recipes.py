@@ -99,6 +99,8 @@ def at_scale(values: Mapping[str, Any], scale: str, name: str = "it") -> dict[st
         return merged
     if "small" not in values:
         raise RecipeError(f"the recipe {name} has no table [small], so it has one scale only; leave --scale out.")
+    if not isinstance(values["small"], Mapping):
+        raise RecipeError(f"the recipe {name} has a key small that is no table.")
     for key, value in values["small"].items():
         both = key in _TABLES and isinstance(value, dict) and isinstance(merged.get(key, {}), dict)
         merged[key] = {**merged.get(key, {}), **value} if both else value

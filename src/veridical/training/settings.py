@@ -5,12 +5,28 @@ from dataclasses import dataclass, fields
 
 from veridical.core.catalog import nearest
 from veridical.core.errors import RecipeError
+from veridical.core.untrusted import short
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "constant", "exponential", "polynomial", "step")
 STAGES = ("authors", "last")
+# What no training needs and no memory holds, refused before anything is read. The lists of steps and of trainings are
+# made as a whole.
+MOST = {
+    "steps": 100_000_000,
+    "batch_size": 1_000_000,
+    "crop": 16_384,
+    "seeds": 1000,
+    "seed": 2**62,
+    "devices": 10_000,
+    "workers": 1000,
+    "log_every": 2**62,
+    "checkpoint_every": 2**62,
+    "drops": 100_000_000,
+}
+MOST_PIXELS = 2**28  # of the crops of one batch: 6 GiB of both sides in RGB, before any network looks at them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +93,15 @@ class Settings:
                 continue
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             _check(f.name, fits, {int: "a whole number", float: "a number", str: "a word"}[kind], value)
+            _check(f.name, not isinstance(value, int) or abs(value) < 2**63, "a number of less than 20 digits", value)
         for name in ("steps", "batch_size", "crop", "seeds", "devices", "log_every", "checkpoint_every", "drops"):
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("seed", "workers"):
             _check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
+        for name, most in MOST.items():
+            _check(name, getattr(self, name) <= most, f"at most {most:,}", getattr(self, name))
+        pixels = self.batch_size * self.crop**2
+        _check("batch_size", pixels <= MOST_PIXELS, f"at most {MOST_PIXELS:,} pixels with crops of {self.crop}", pixels)
         _check("lr", 0 < self.lr < float("inf"), "greater than 0", self.lr)
         for name in ("weight_decay", "clip_gradient"):
             _check(name, 0 <= getattr(self, name) < math.inf, "0 or more", getattr(self, name))
@@ -147,12 +168,12 @@ def _numbers(values: object) -> tuple[float, ...]:
         return ()
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return ()
-    return tuple(float(value) for value in values)
+    return tuple(float(value) if abs(value) < 1e300 else math.inf for value in values)
 
 
 def _check(name: str, holds: bool, expected: str, value: object) -> None:
     if not holds:
-        raise RecipeError(f"training.{name} must be {expected}, but got {value!r}.")
+        raise RecipeError(f"training.{name} must be {expected}, but got {short(value)}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...], *, also: str = "") -> None:
@@ -160,4 +181,4 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], *, also: str 
         close = nearest(value, choices)
         hint = f" Did you mean {close!r}?" if close else ""
         expected = f"one of {', '.join(choices)}" + (f", or {also}" if also else "")
-        raise RecipeError(f"training.{name} must be {expected}, but got {value!r}.{hint}")
+        raise RecipeError(f"training.{name} must be {expected}, but got {short(value)}.{hint}")
