@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import bench_app, complain, counted, counter, guarded, print_table, split_list
+from veridical.cli.common import bench_app, complain, counted, counter, guarded, print_table, say, split_list
 
 
 @bench_app.command("losses")
@@ -50,15 +50,15 @@ def bench_losses(
         if costs is not None:
             found = measure_costs(settings, advance)
             atomic_write(costs, (json.dumps(found, indent=1) + "\n").encode())
-            print(f"what {len(found['relative_to_l2'])} losses cost: {costs}")
+            say(f"what {len(found['relative_to_l2'])} losses cost: {costs}")
             return
         result = measure(settings, advance)
     paths = report.write(result, out)
     for title, rows in report.sections(result):
         print_table(title, report.COLUMNS, report.table(rows))
     for note in report.notes(result):
-        print(f"- {note}")
-    print(f"measurements: {', '.join(map(str, paths))}")
+        say(f"- {note}")
+    say(f"measurements: {', '.join(map(str, paths))}")
 
 
 @bench_app.command("metrics")
@@ -85,4 +85,4 @@ def bench_metrics(
         complain(f"left out: {name}: {why}")
     if markdown is not None:
         atomic_write(markdown, agreement.markdown(found).encode())
-        print(f"table: {markdown}")
+        say(f"table: {markdown}")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from veridical import __version__
+from veridical.comparison.terminal import Console
 from veridical.core import catalog
 from veridical.core.errors import VeridicalError
+from veridical.core.untrusted import printable
 
 try:
     import rich.box
@@ -99,9 +101,14 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def say(text: object = "", *, end: str = "\n", flush: bool = False) -> None:
+    """Print, so that no name or note of somebody else's files can steer the terminal."""
+    print(printable(str(text)), end=end, flush=flush)
+
+
 def complain(message: str) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def _full_disk(error: BaseException | None) -> str | None:
@@ -139,7 +146,7 @@ def split_list(text: str, what: str) -> list[str]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"veridical {__version__}")
+        say(f"veridical {__version__}")
         raise typer.Exit()
 
 
@@ -154,7 +161,7 @@ def _root(
 
 def stdout_console() -> rich.console.Console:
     """Stdout, without wrapping tables to 80 columns when it is a file or a pipe."""
-    return rich.console.Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -173,17 +180,17 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def print_entry(name: str, build: Callable[..., Any], notes: Sequence[str]) -> None:
     """One entry of a table in full: its docstring and its options with their defaults."""
-    print(name)
-    print()
-    print(inspect.getdoc(build) or "(not documented)")
+    say(name)
+    say()
+    say(inspect.getdoc(build) or "(not documented)")
     for note in notes:
-        print(note)
+        say(note)
     options = catalog.options_of(build)
-    print()
-    print("Options (name=default):" if options else "Options: none.")
+    say()
+    say("Options (name=default):" if options else "Options: none.")
     for option, parameter in options.items():
         default = "required" if parameter.default is parameter.empty else f"{parameter.default!r}"
-        print(f"  {option} = {default}")
+        say(f"  {option} = {default}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -193,7 +200,7 @@ def counted(number: int, noun: str) -> str:
 @contextlib.contextmanager
 def counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """advance(done, all, name): a bar on a terminal, about ten plain lines on stderr elsewhere."""
-    console = rich.console.Console(stderr=True)
+    console = Console(stderr=True)
     if not console.is_terminal:
         shown = -1
 
@@ -240,7 +247,7 @@ def phases() -> Iterator[Callable[[str, int, int, str], None]]:
 @contextlib.contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress callback of weights.fetch: a bar on a terminal, one line for each source elsewhere."""
-    console = rich.console.Console(stderr=True)
+    console = Console(stderr=True)
     if not console.is_terminal:
 
         def line(name: str, done: int, total: int | None) -> None:

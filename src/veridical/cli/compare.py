@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list, stdout_console
+from veridical.cli.common import (
+    app,
+    complain,
+    counted,
+    counter,
+    guarded,
+    print_table,
+    safe,
+    say,
+    split_list,
+    stdout_console,
+)
 from veridical.core import catalog
 from veridical.core.errors import VeridicalError
 
@@ -88,9 +99,9 @@ def probe_losses(
         print_table(f"{title}: what each makes of {db} of error, over its mean", *probe_page.table(about))
         if steps:
             print_table(f"descended for {counted(steps, 'step')}", *probe_page.outcomes(about))
-        print(f"page: {page}")
+        say(f"page: {page}")
         if markdown is not None:
-            print(f"markdown: {probe_page.write_markdown(folder, markdown, name, title)}")
+            say(f"markdown: {probe_page.write_markdown(folder, markdown, name, title)}")
 
 
 @dataclass(frozen=True)
@@ -309,9 +320,9 @@ def train_one(
         compare(recipe, folder, observer, leave_out=asked.demo)
     read = _print_result(folder)
     model = f"{folder}/{read.entry(*recipe.losses).slug}"
-    print(f"model: {model}")
-    print(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(model)} --out FOLDER")
-    print(f"  go on from it with another loss: veridical train --init {shlex.quote(model)} --loss LOSS ...")
+    say(f"model: {model}")
+    say(f"  restore photographs with it: veridical restore PHOTOGRAPHS --run {shlex.quote(model)} --out FOLDER")
+    say(f"  go on from it with another loss: veridical train --init {shlex.quote(model)} --loss LOSS ...")
 
 
 def _chosen_recipe(
@@ -444,17 +455,17 @@ def _print_search(search: "Search") -> None:
         (str(trial.number), trial.spec, f"{trial.score:.4f}", *cells(trial.means))
         for trial in sorted(search.done, key=lambda trial: -(trial.score or 0.0))
     ]
-    print()
+    say()
     print_table(f"score = {search.formula}", ("trial", "loss", "score", *names), rows)
     for trial in search.trials:
         if trial.status == "failed":
             complain(f"trial {trial.number}, {trial.spec}, failed: {trial.error}")
     first, best = search.trials[0], search.best
     began = f"{first.score:.4f}" if first.score is not None else "none"
-    print(f"best of {len(search.done)}, with a score of {best.score:.4f} (the weights given: {began}):")
-    print(f"  {best.spec}")
-    print(f"score against weights: {search.folder / PICTURE}")
-    print(f"report: {report.write_report(report.read_run(search.folder))}")
+    say(f"best of {len(search.done)}, with a score of {best.score:.4f} (the weights given: {began}):")
+    say(f"  {best.spec}")
+    say(f"score against weights: {search.folder / PICTURE}")
+    say(f"report: {report.write_report(report.read_run(search.folder))}")
 
 
 def _toml(value: object) -> str:
@@ -473,9 +484,9 @@ def _print_result(run: Path | str, task: str = "") -> "Run":
         read = report.read_run(folder)
         path: Path | str = report.write_report(read)
         store.push("report.html")
-    print(f"\n{task}" if task else "")
+    say(f"\n{task}" if task else "")
     _print_verdict(read)
-    print(f"report: {path if store.url is None else f'{store.url}/report.html'}")
+    say(f"report: {path if store.url is None else f'{store.url}/report.html'}")
     return read
 
 
@@ -486,7 +497,7 @@ def _print_verdict(read: "Run") -> None:
     console = stdout_console()
     console.print(report.table(read, bold=console.is_terminal))
     console.print()
-    print(report.verdict(read))
+    say(report.verdict(read))
 
 
 @app.command("report")
@@ -515,6 +526,6 @@ def rebuild_report(
     with to_read(run) as (folder, _):
         read = report.read_run(folder, only=only)
     if markdown:
-        print(report.markdown(read), end="")
+        say(report.markdown(read), end="")
     else:
         _print_verdict(read)

@@ -17,6 +17,7 @@ from veridical.cli.common import (
     print_entry,
     print_table,
     safe,
+    say,
     split_list,
 )
 from veridical.core import catalog
@@ -47,7 +48,7 @@ def list_methods(
     rows = [(name, catalog.summary_of(kind), "yes" if kind.needs_kernel else "no") for name, kind in METHODS.items()]
     print_table("Restorers without training", ("name", "what it is", "needs the kernel"), rows)
     print_table("Denoisers", ("name", "what it is"), [(n, catalog.summary_of(d)) for n, d in DENOISERS.items()])
-    print("Restore by one: veridical deconvolve PHOTOGRAPHS --method NAME. Options of one: veridical methods NAME")
+    say("Restore by one: veridical deconvolve PHOTOGRAPHS --method NAME. Options of one: veridical methods NAME")
 
 
 @app.command("deconvolve")
@@ -77,7 +78,7 @@ def deconvolve_photographs(
         result = deconvolve(inputs, out, method_of(method), known, overwrite=overwrite, device=device, progress=advance)
     for _, reason in result.skipped:
         complain(f"skipped: {reason}")
-    print(f"restored {counted(len(result.written), 'photograph')} into {out}")
+    say(f"restored {counted(len(result.written), 'photograph')} into {out}")
     if result.skipped:
         complain(f"skipped {counted(len(result.skipped), 'file')} that cannot be read or restored")
         raise typer.Exit(1)
@@ -140,7 +141,7 @@ def bench_deconvolution(
     print_table(f"{counted(len(cases), 'image')}, {counted(threads, 'thread')}", columns, rows)
     if markdown is not None:
         atomic_write(markdown, markdown_table(columns, [(f"`{name}`", *rest) for name, *rest in rows]).encode())
-        print(f"table: {markdown}")
+        say(f"table: {markdown}")
 
 
 def _blurs(

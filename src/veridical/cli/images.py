@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, split_list
+from veridical.cli.common import app, complain, counted, counter, guarded, print_table, safe, say, split_list
 from veridical.core.errors import BadOption
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def restore_photographs(
             note=complain,
         )
     kept = f"; {counted(len(result.present), 'result')} of an earlier call kept" if result.present else ""
-    print(f"restored {counted(len(result.written), 'photograph')} into {out}{kept}")
+    say(f"restored {counted(len(result.written), 'photograph')} into {out}{kept}")
     if result.skipped:
         complain(f"skipped {counted(len(result.skipped), 'file')} that cannot be read or restored:")
         for source, reason in result.skipped:
@@ -115,11 +115,11 @@ def export_trained(
             raise BadOption(f"--size must be HEIGHTxWIDTH, such as 720x1280; got {size!r}.")
         fixed = (int(height), int(width))
     exported = export_model(run, out, format=format, size=fixed, opset=opset, overwrite=overwrite)
-    print(f"exported to {out}: {exported.bytes / 1e6:.1f} MB")
+    say(f"exported to {out}: {exported.bytes / 1e6:.1f} MB")
     bound = ", ".join(f"{dimension} at {length}" for dimension, length in exported.fixed.items())
-    print(f"free: {', '.join(exported.dynamic) or 'nothing'}; fixed: {bound or 'nothing'}")
+    say(f"free: {', '.join(exported.dynamic) or 'nothing'}; fixed: {bound or 'nothing'}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in exported.checked)
-    print(
+    say(
         f"checked on {shapes}: it differs from the model by at most {exported.largest_difference:.1g} "
         f"(allowed: {TOLERANCE:g})"
     )
@@ -182,9 +182,9 @@ def _print_scores(title: str, rows: "pl.DataFrame", *, everything: Path | None) 
         ]
     print_table(title, ("image", *names), lines)
     if everything is not None:
-        print(f"every value: {everything}")
+        say(f"every value: {everything}")
     elif left_out:
-        print(f"the values of {table.height} images are not shown: --csv FILE keeps them")
+        say(f"the values of {table.height} images are not shown: --csv FILE keeps them")
 
 
 @app.command("correlate")
@@ -243,7 +243,7 @@ def correlate_with_people(
     drawn = "references" if found.groups < found.count else "points"
     print_table(f"{found.count} points; intervals by {draws} draws of {found.groups} {drawn}", columns, rows)
     if found.groups < FEW:
-        print(f"Only {found.groups} {drawn} to draw from: the intervals say little. Prefer {FEW} or more.")
+        say(f"Only {found.groups} {drawn} to draw from: the intervals say little. Prefer {FEW} or more.")
     if csv is not None:
         atomic_write(csv, found.values.write_csv().encode())
-        print(f"every value: {csv}")
+        say(f"every value: {csv}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import complain, counted, guarded, learn_app, phases, print_table, safe
+from veridical.cli.common import complain, counted, guarded, learn_app, phases, print_table, safe, say
 from veridical.core.errors import VeridicalError
 
 
@@ -78,9 +78,9 @@ def learn_mdf_loss(
     ]
     columns = ("scale", "px", "channels", "iterations", "critic gap", "input dB", "output dB")
     print_table(f"{task}, {learned.seconds:.0f} s", columns, rows)
-    print(f"log, and what each scale saw: {learned.run}")
-    print(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")
-    print(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
+    say(f"log, and what each scale saw: {learned.run}")
+    say(f"discriminators: {learned.path} (sha256 {learned.sha256[:12]}...)")
+    say(f"use them: veridical compare --task {task} --losses 'l1,mdf(weights={learned.path})'")
 
 
 @learn_app.command("seed")
@@ -103,7 +103,7 @@ def learn_seed(
     photograph = seed_image(image)[1] if image is not None else None
     made = made_image(kind, size=size, seed=seed, photograph=photograph)
     write_image(out, made)
-    print(f"{made.shape[2]}x{made.shape[1]} px of {kind}: {out}")
+    say(f"{made.shape[2]}x{made.shape[1]} px of {kind}: {out}")
 
 
 @learn_app.command("show")
@@ -215,8 +215,8 @@ def learn_an_adapter(
     ]
     columns = ("distance through", "of the same picture", "across pictures", "strong / weak, median")
     print_table(f"weak nearer to sharp than strong, of {counted(len(held), 'validation triplet')}", columns, rows)
-    print(
+    say(
         f"{found.parameters} numbers; {found.features_s:.0f} s for the features ({found.features_mb:.0f} MB), "
         f"{found.seconds:.0f} s for the epochs; log and picture: {run}"
     )
-    print(f"adapter: {out}; as a loss: tfmlc(adapter='{out}')")
+    say(f"adapter: {out}; as a loss: tfmlc(adapter='{out}')")

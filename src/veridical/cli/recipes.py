@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import app, guarded, print_table
+from veridical.cli.common import app, guarded, print_table, say
 
 
 @app.command("recipes")
@@ -17,17 +17,17 @@ def list_recipes(
     from veridical.training import recipes
 
     if markdown:
-        print(recipes.markdown(), end="")
+        say(recipes.markdown(), end="")
         return
     if name is not None:
-        print(recipes.recipe_text(name), end="")
+        say(recipes.recipe_text(name), end="")
         return
     rows = []
     for each in recipes.recipe_names():
         known = recipes.about(each)
         rows.append((each, f"{known.short}, {known.table}", known.compares, str(recipes.trainings(each)), known.data))
     print_table("Recipes", ("name", "paper and table", "what it compares", "trainings", "data"), rows)
-    print(
+    say(
         "Run one: veridical compare NAME --data FOLDER; without a GPU: veridical compare NAME --scale small. "
         "To copy and change it: veridical recipes NAME"
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import complain, counted, counter, guarded, print_table, safe, split_list, study_app
+from veridical.cli.common import complain, counted, counter, guarded, print_table, safe, say, split_list, study_app
 from veridical.core.files import atomic_write
 
 StudyFolder = Annotated[Path, typer.Argument(help="A run that has a study, or the study's folder.")]
@@ -72,13 +72,13 @@ def study_new(
         )
     design = load_design(place)
     number = len(design.methods)
-    print(f"{place}: {counted(number, 'method')}, {counted(len(design.images), 'image')}")
-    print(f"  {counted(number * (number - 1) // 2, 'pair')} x {per_pair} = {counted(design.votes, 'vote')}")
-    print(
+    say(f"{place}: {counted(number, 'method')}, {counted(len(design.images), 'image')}")
+    say(f"  {counted(number * (number - 1) // 2, 'pair')} x {per_pair} = {counted(design.votes, 'vote')}")
+    say(
         f"  {counted(design.raters, 'rater')} who answer {trials} + {screening} screening questions each, "
         f"about {counted(design.minutes, 'minute')} at {SECONDS_PER_TRIAL} s a question"
     )
-    print(f"Open it to them with: veridical study serve {place}")
+    say(f"Open it to them with: veridical study serve {place}")
 
 
 @study_app.command("serve")
@@ -98,7 +98,7 @@ def study_serve(
     safe.where, safe.again = study, "run the same command again to go on"
 
     def ready(address: str) -> None:
-        print(f"The study is at {address}  (Ctrl-C stops it; no vote is lost)", flush=True)
+        say(f"The study is at {address}  (Ctrl-C stops it; no vote is lost)", flush=True)
 
     if host not in ("127.0.0.1", "::1", "localhost"):
         complain("note: without HTTPS in front, answers and personal links can be read on the way.")
@@ -114,10 +114,10 @@ def study_status(study: StudyFolder, database: Database = None) -> None:
     with open_store(study, database) as store:
         found = store.progress()
     share, each = 100 * found.votes / found.wanted, f"{found.fewest} to {found.most}"
-    print(f"{found.votes} of {counted(found.wanted, 'vote')} ({share:.0f} %), {each} for each pair")
-    print(f"{counted(found.raters, 'rater')}, of whom {found.finished} have answered all they were asked")
+    say(f"{found.votes} of {counted(found.wanted, 'vote')} ({share:.0f} %), {each} for each pair")
+    say(f"{counted(found.raters, 'rater')}, of whom {found.finished} have answered all they were asked")
     if found.closed:
-        print("The study is closed.")
+        say("The study is closed.")
 
 
 @study_app.command("close")
@@ -128,7 +128,7 @@ def study_close(study: StudyFolder, database: Database = None) -> None:
 
     with open_store(study, database) as store:
         store.close()
-    print(f"The study is closed. Its votes: veridical study export {study} --out votes.csv")
+    say(f"The study is closed. Its votes: veridical study export {study} --out votes.csv")
 
 
 @study_app.command("forget")
@@ -143,7 +143,7 @@ def study_forget(
 
     with open_store(study, database) as store:
         deleted = store.forget(rater)
-    print(f"{counted(deleted, 'answer')} of {rater} deleted")
+    say(f"{counted(deleted, 'answer')} of {rater} deleted")
 
 
 @study_app.command("export")
@@ -158,10 +158,10 @@ def study_export(
 
     rows = export_rows(database or study)
     if out is None:
-        print(csv_of(rows), end="")
+        say(csv_of(rows), end="")
         return
     atomic_write(out, csv_of(rows).encode())
-    print(f"{counted(len(rows), 'vote')} in {out}")
+    say(f"{counted(len(rows), 'vote')} in {out}")
 
 
 @study_app.command("scale")
@@ -216,8 +216,8 @@ def study_scale(
         for each in made.placed
     ]
     print_table(f"{votes.name}: {counted(made.votes, 'vote')}", ("method", "JND", "95 % interval", "votes"), rows)
-    print(scale_page.verdict(made))
-    print(f"page: {page}")
+    say(scale_page.verdict(made))
+    say(f"page: {page}")
 
 
 @study_app.command("simulate")
@@ -250,4 +250,4 @@ def study_simulate(
         courses, saved = active_page.compare_designs(preferred, truth, per_pair=per_pair, seed=seed, on_vote=advance)
     paths = active_page.write(courses, out)
     print_table(f"{what}; {repeats} studies", active_page.COLUMNS, active_page.table(saved))
-    print(f"every checkpoint: {paths[0]}; curves: {paths[1]}")
+    say(f"every checkpoint: {paths[0]}; curves: {paths[1]}")

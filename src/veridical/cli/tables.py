@@ -10,7 +10,8 @@ import rich.table
 import rich.text
 import typer
 
-from veridical.cli.common import app, guarded, markdown_table, print_entry, print_table, stdout_console
+from veridical.cli.common import app, guarded, markdown_table, print_entry, print_table, say, stdout_console
+from veridical.comparison.terminal import Console
 from veridical.core import catalog
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def list_losses(
     from veridical.losses import LOSSES, reference
 
     if markdown:
-        print(reference.markdown(), end="")
+        say(reference.markdown(), end="")
         return
     if name is not None:
         _print_loss(reference.reference(name), LOSSES[name].kernel())
@@ -38,9 +39,7 @@ def list_losses(
         for name, entry in LOSSES.items()
     ]
     print_table("Losses", ("name", "what it is", "needs weights", "optimises"), rows)
-    print(
-        "Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)', 'l1 + auto*lpips'. Options of one: veridical losses NAME"
-    )
+    say("Sums are losses too: '0.8*l2 + 0.2*lpips(net=vgg)', 'l1 + auto*lpips'. Options of one: veridical losses NAME")
 
 
 def _print_loss(known: "Reference", kernel: str) -> None:
@@ -67,9 +66,7 @@ def _print_loss(known: "Reference", kernel: str) -> None:
     for label, text in facts.items():
         if text:
             grid.add_row(label, rich.text.Text(text))
-    console = rich.console.Console(
-        width=min(stdout_console().width, 100) if sys.stdout.isatty() else 80, highlight=False
-    )
+    console = Console(width=min(stdout_console().width, 100) if sys.stdout.isatty() else 80, highlight=False)
     console.print(rich.text.Text(known.name, style="bold"))
     for paragraph in filter(None, [known.summary, *known.text.split("\n")]):
         console.print(rich.text.Text(paragraph))
@@ -90,8 +87,8 @@ def list_metrics(
         entry = catalog.lookup(METRICS, ALIASES.get(name, name), "metric")
         print_entry(name, entry.build, ["", f"Source: {entry.source}."])
         others = "'rgb', 'y': the luma on which super-resolution papers measure, 'luma': full range"
-        print(f"  channel = {entry.channel!r}  (of {others})")
-        print(f"  border = {entry.border}  (pixels left out on every side)")
+        say(f"  channel = {entry.channel!r}  (of {others})")
+        say(f"  border = {entry.border}  (pixels left out on every side)")
         return
     rows = [
         (
@@ -107,10 +104,10 @@ def list_metrics(
     ]
     columns = ("name", "better when", "unit", "range", "needs the truth", "needs weights", "source")
     if markdown:
-        print(markdown_table(columns, [(f"`{name}`", *rest) for name, *rest in rows]), end="")
+        say(markdown_table(columns, [(f"`{name}`", *rest) for name, *rest in rows]), end="")
         return
     print_table("Metrics", columns, rows)
-    print("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
+    say("Options as in papers: 'psnr(channel=y, border=4)'. Options of one: veridical metrics NAME")
 
 
 @app.command("degradations")
@@ -130,7 +127,7 @@ def list_degradations(
         for name, task in TASKS.items()
     ]
     print_table("Tasks", ("name", "what is mended", "degradation", "model", "channels"), rows)
-    print("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
+    say("Steps follow one another: 'camera-shake + jpeg(quality=20)'. Options of one: veridical degradations NAME")
 
 
 @app.command("models")
@@ -147,11 +144,11 @@ def list_models(
         return
     if markdown:
         columns = ("model", "what it is", "parameters", "published", "scale", "stages", "radius", "source")
-        print(markdown_table(columns, list(_published_models())), end="")
+        say(markdown_table(columns, list(_published_models())), end="")
         return
     rows = [(name, catalog.summary_of(model), _parameters(_on_no_device(name))) for name, model in MODELS.items()]
     print_table("Models", ("name", "what it is", "parameters"), rows)
-    print("Options of one: veridical models NAME")
+    say("Options of one: veridical models NAME")
 
 
 def _published_models() -> Iterator[tuple[str, ...]]:

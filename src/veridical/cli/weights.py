@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veridical.cli.common import complain, download_bar, guarded, print_table, weights_app
+from veridical.cli.common import complain, download_bar, guarded, print_table, say, weights_app
 from veridical.core import catalog
 from veridical.core.errors import VeridicalError
 
@@ -21,7 +21,7 @@ def weights_list() -> None:
         for row in (*weights.listing(), *mdf.shipped())
     ]
     print_table("Pretrained networks", ("name", "status", "file", "sources"), rows)
-    print("Looked for in $VERIDICAL_WEIGHTS, then in the cache. Get one with: veridical weights fetch NAME")
+    say("Looked for in $VERIDICAL_WEIGHTS, then in the cache. Get one with: veridical weights fetch NAME")
 
 
 @weights_app.command("fetch")
@@ -39,7 +39,7 @@ def weights_fetch(names: Annotated[list[str] | None, typer.Argument(help="All wh
         try:
             with download_bar() as progress:
                 path = weights.fetch(name, progress=progress)
-            print(f"{name}: {path}")
+            say(f"{name}: {path}")
         except VeridicalError as error:
             failed.append(name)
             complain(f"error: {error}")
@@ -85,9 +85,9 @@ def weights_adopt(
     from veridical.comparison.published import adopt
 
     adopted = adopt(file, model, out, task=task)
-    print(f"{file.name} is a {adopted.spec} of {adopted.parameters:,} parameters, now in {adopted.folder}. Next:")
-    print(f"  veridical restore PHOTOGRAPHS --run {adopted.folder} --out restored")
-    print(f"  veridical compare --losses l1,lpips --init {adopted.folder}{f' --task {task}' if task else ''}")
+    say(f"{file.name} is a {adopted.spec} of {adopted.parameters:,} parameters, now in {adopted.folder}. Next:")
+    say(f"  veridical restore PHOTOGRAPHS --run {adopted.folder} --out restored")
+    say(f"  veridical compare --losses l1,lpips --init {adopted.folder}{f' --task {task}' if task else ''}")
 
 
 @weights_app.command("convert-mdf")
@@ -104,4 +104,4 @@ def weights_convert_mdf(
     from veridical.features.mdf_convert import convert
 
     path, what = convert(file, out, range=range)
-    print(f"{file.name} is {what}: {path}")
+    say(f"{file.name} is {what}: {path}")

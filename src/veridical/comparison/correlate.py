@@ -1,6 +1,7 @@
 """Does a metric, or a loss, order images as people do? Its correlation with human scores."""
 
 import csv
+import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from veridical.comparison.statistics import Interval
 from veridical.core.errors import DataError, VeridicalError
 from veridical.core.files import find_images
 from veridical.core.options import check_choice
+from veridical.core.untrusted import read_file, short
 from veridical.losses import Loss, loss
 
 DRAWS = 1000
@@ -89,9 +91,8 @@ def read_human(path: Path, *, score: str | None = None, lower_is_better: bool | 
             `lower_is_better`, since databases use that name both ways.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        lines = list(csv.reader(io.StringIO(read_file(path).decode("utf-8-sig"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the human scores {path} cannot be read: {error}. Expected a CSV file in UTF-8.") from error
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
     name_at, score_at = _column(header, "image"), _column(header, "score", score)
@@ -110,7 +111,7 @@ def read_human(path: Path, *, score: str | None = None, lower_is_better: bool | 
             name, value = cells[name_at].strip(), float(cells[score_at])
             reference = cells[reference_at].strip() if reference_at is not None else ""
         except (ValueError, IndexError):
-            raise DataError(f"line {number} of {path} has no score: {','.join(cells)!r}.") from None
+            raise DataError(f"line {number} of {path} has no score: {short(','.join(cells))}.") from None
         if not np.isfinite(value):
             raise DataError(f"line {number} of {path}: the score {value} is not finite.")
         found.setdefault(name, []).append(value)

@@ -1,17 +1,23 @@
 """The run folder: which one, whether it may be written to, and what stands where in it."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from veridical.comparison.about import check_about
 from veridical.comparison.statistics import INPUT, START
 from veridical.comparison.storage import as_path, is_url
 from veridical.core.errors import RecipeError
 from veridical.core.files import atomic_write
+from veridical.core.untrusted import parse_json, read_file
 from veridical.training.recipe import Recipe, load_recipe
+
+MOST_BYTES = 2**30
+"""Of a file of JSON of ours."""
 
 # What may change when a run is continued: it does not change what any one loss arrives at.
 _MAY_CHANGE = {
@@ -51,6 +57,7 @@ def open_folder(recipe: Recipe, folder: Path) -> None:
         _same_run(recipe, load_recipe(folder / "recipe.toml", allow_code=True), folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(f"--out {folder} is not empty and holds no comparison. Name another folder with --out.")
+    _check_links(folder)
     try:
         atomic_write(folder / ".writable", b"")
         (folder / ".writable").unlink(missing_ok=True)
@@ -122,7 +129,41 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an empty one when the file is missing or damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(read_file(path, MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_before(folder: Path) -> dict[str, Any]:
+    """What comparison.json says of the run that `folder` holds already, or an empty one.
+
+    Errors: DataError for what no run says, such as a folder of a loss that lies elsewhere.
+    """
+    path = folder / "comparison.json"
+    about = read_json(path)
+    check_about(about, path)
+    return about
+
+
+def are_rows(found: Any) -> bool:
+    """Whether these are rows of an evaluation, as result.json and rows.json hold them."""
+    return isinstance(found, list) and all(
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in ("image", "loss", "metric"))
+        and isinstance(row.get("value"), float | int | None)
+        for row in found
+    )
+
+
+def _check_links(folder: Path) -> None:
+    """RecipeError for a folder inside a run that is a link out of it: what is written there would land elsewhere."""
+    inside = folder.resolve()
+    for at, folders, _ in os.walk(folder):
+        for name in folders:
+            path = Path(at, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise RecipeError(
+                    f"{path} is a link to {path.resolve()}, outside of the run, and what is written there would land "
+                    "outside. Put the folder there, or let --out itself be the link."
+                )

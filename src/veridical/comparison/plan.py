@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from veridical import __version__
 from veridical.comparison.architecture import Architecture, Pairs, architectures, fitted, pairs_for, samples_for
 from veridical.comparison.evaluate import NEEDS_BLUR, Row, build_metrics, check_size
-from veridical.comparison.folder import open_folder, read_json, slugs
+from veridical.comparison.folder import open_folder, read_before, slugs
 from veridical.comparison.observer import Observer
 from veridical.comparison.sources import Sources, gather
 from veridical.comparison.start import Start, fitting, read_start
@@ -186,7 +186,7 @@ def prepare(
     for spec in recipe.losses.values():
         needs(spec)  # finds unknown names before anything is fetched
     missing = _fetch(recipe, observer)
-    before = read_json(folder / "comparison.json")
+    before = read_before(folder)
     losses = _build_losses(recipe, missing, note, leave_out=leave_out)
     chosen = "metrics" in recipe.model_fields_set
     metrics = _build_metrics(recipe, missing, note, may_drop=not chosen)
@@ -197,7 +197,7 @@ def prepare(
     models = [fitted(each, sources.samples.scale) for each in models]
     contenders = _contenders(models, losses, recipe.training.seed)
     names = [*(each.name for each in contenders), *(each.name for each in classical)]
-    own_slugs = slugs(names, {str(each["name"]): str(each["slug"]) for each in before.get("losses", [])})
+    own_slugs = slugs(names, {str(each["name"]): str(each["slug"]) for each in before.get("losses") or []})
     for contender in contenders:
         contender.slug = own_slugs[contender.name]
     classical = [replace(each, slug=own_slugs[each.name]) for each in classical]
@@ -207,7 +207,7 @@ def prepare(
         raise RecipeError(f"the blur of {unknown!r} is not known, which {classical[0].name} needs. {NEEDS_BLUR}")
     if begin:
         open_folder(recipe, folder)
-    if before.get("dataset", {}).get("digest", sources.digest) != sources.digest:
+    if (before.get("dataset") or {}).get("digest", sources.digest) != sources.digest:
         raise RecipeError(
             f"{folder} holds a comparison on other photographs: some were added, removed or changed since. "
             "Name another folder with --out."
@@ -267,7 +267,7 @@ def _provenance(losses: Sequence["_BuiltLoss"], start: Start | None) -> str:
     lines = [f"# veridical {__version__}, torch {torch.__version__}"]
     lines += [f"# weights of {name}: sha256 {value}" for name, value in sorted(hashes.items())]
     lines += [f"# training starts from {start.folder}: sha256 {start.sha256}"] if start else []
-    return "\n".join(lines) + "\n"
+    return "\n".join(" ".join(line.split()) for line in lines) + "\n"  # a folder's name may have a line's end
 
 
 # ---- what is compared ----

@@ -12,6 +12,8 @@ import rich.table
 import rich.text
 
 from veridical.comparison.observer import Observer
+from veridical.comparison.terminal import Console
+from veridical.core.untrusted import printable
 from veridical.training.learn_mdf import Watcher
 
 Shown = TypeVar("Shown")
@@ -27,38 +29,47 @@ class Lines(Observer):
         self.beside: dict[str, Lines] = {}
 
     def note(self, text: str) -> None:
-        print(f"note: {text}", flush=True)
+        _print(f"note: {text}")
 
     def doing(self, what: str, done: int, total: int) -> None:
         if done in (0, total):
-            print(f"{self._where()}{what}{': done' if done == total else ''}", flush=True)
+            _print(f"{self._where()}{what}{': done' if done == total else ''}")
 
     def fetching(self, name: str, done: int, total: int | None) -> None:
         if done == 0:
             size = f"{total / 1e6:.0f} MB" if total else "size unknown"
-            print(f"fetching the {name} weights ({size})", flush=True)
+            _print(f"fetching the {name} weights ({size})")
 
     def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
+<<<<<<< HEAD
         self.losses, self.steps = [*self.losses, *trainings], steps
         print(_beginning(folder, len(trainings), steps, seeds, models), flush=True)
+=======
+        self.losses, self.steps = list(trainings), steps
+        _print(_beginning(folder, len(trainings), steps, seeds, models))
+>>>>>>> 5fd62d6 (Check what a run's folder says where it is read, bound the readers, and ask before a recipe runs code)
 
     def loss_begins(self, name: str) -> None:
         self.name, self.tenth = name, 0
 
     def started(self, total_steps: int, start_step: int) -> None:
         going = f"going on from step {start_step} of {total_steps}" if start_step else "training"
+<<<<<<< HEAD
         self.steps, self.tenth = total_steps, start_step * 10 // total_steps
         print(f"{self._where()}{self.name}: {going}", flush=True)
+=======
+        self.tenth = start_step * 10 // total_steps
+        _print(f"{self._where()}{self.name}: {going}")
+>>>>>>> 5fd62d6 (Check what a run's folder says where it is read, bound the readers, and ask before a recipe runs code)
 
     def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
         tenth = step * 10 // self.steps
         if tenth > self.tenth:
             self.tenth = tenth
             left = datetime.timedelta(seconds=round((self.steps - step) / max(rate, 1e-9)))
-            print(
+            _print(
                 f"{self._where()}{self.name}: step {step} of {self.steps}, {_terms(total, terms)}, "
-                f"{rate:.2f} steps/s, {left} left",
-                flush=True,
+                f"{rate:.2f} steps/s, {left} left"
             )
 
     def elsewhere(self, name: str, where: str) -> None:
@@ -80,13 +91,13 @@ class Lines(Observer):
     def loss_ends(self, name: str, status: str, seconds: float, error: str | None) -> None:
         said = {"done": f"done, {seconds:.0f} s of training", "kept": "was finished already"}.get(status)
         self.name = name
-        print(f"{self._where()}{name}: {said or f'FAILED: {error}'}", flush=True)
+        _print(f"{self._where()}{name}: {said or f'FAILED: {error}'}")
 
     def scored(self, spec: str, score: float, *, best: bool) -> None:
         self._say(f"{self._where()}{spec}: score {score:.4f}{', the best so far' if best else ''}")
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)
+        _print(text)
 
     def _where(self) -> str:
         if self.name not in self.losses:
@@ -160,6 +171,10 @@ class _BarBeside(Bars):
         self.bars = bars
 
 
+def _print(text: str) -> None:
+    print(printable(text), flush=True)
+
+
 def _beginning(folder: Path, trainings: int, steps: int, seeds: int, models: int) -> str:
     losses = trainings // seeds // models
     what = f"{losses} loss{'' if losses == 1 else 'es'}"
@@ -193,7 +208,7 @@ def _columns() -> tuple[rich.progress.ProgressColumn, ...]:
 @contextlib.contextmanager
 def _shown(lines: Callable[[], Shown], bars: Callable[[rich.progress.Progress], Shown]) -> Iterator[Shown]:
     """Bars on a terminal, lines elsewhere."""
-    console = rich.console.Console(highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         yield lines()
         return
@@ -218,21 +233,20 @@ class ScaleLines(Watcher):
         self.of, self.iterations, self.quarter = "", 0, 0
 
     def note(self, text: str) -> None:
-        print(f"note: {text}", flush=True)
+        _print(f"note: {text}")
 
     def scale(self, scale: int, scales: int, size: tuple[int, int], iterations: int, start: int) -> None:
         self.of = f"scale {scale + 1} of {scales}, {size[0]}x{size[1]} px"
         self.iterations, self.quarter = iterations, start * 4 // iterations
         if start:
-            print(f"{self.of}: going on from iteration {start}", flush=True)
+            _print(f"{self.of}: going on from iteration {start}")
 
     def step(self, iteration: int, gap: float, psnr_db: float) -> None:
         if iteration * 4 // self.iterations > self.quarter:
             self.quarter = iteration * 4 // self.iterations
-            print(
+            _print(
                 f"{self.of}: iteration {iteration} of {self.iterations}, critic gap {gap:.3f}, "
-                f"reconstruction {psnr_db:.1f} dB",
-                flush=True,
+                f"reconstruction {psnr_db:.1f} dB"
             )
 
 

@@ -33,10 +33,12 @@ from veridical.comparison.statistics import (
 )
 from veridical.comparison.wording import Support, verdict
 from veridical.core.files import atomic_write
+from veridical.core.untrusted import read_file
 
 __all__ = ["Run", "markdown", "read_run", "table", "verdict", "write_report"]
 
 DAGGER = "†"
+_LOG = {"step": pl.Float64, "total": pl.Float64}  # of training.csv
 # How report.css calls them.
 _CLASSES = {Support.YES: "yes", Support.DISPUTED: "no", Support.NO: "no", Support.UNTESTED: "untested"}
 
@@ -239,8 +241,8 @@ def _training(run: Run) -> dict[str, Any]:
             continue
         path = run.folder / entry.slug / "training.csv"
         try:
-            log = pl.read_csv(path, columns=["step", "total"], schema_overrides={"total": pl.Float64})
-        except (OSError, pl.exceptions.PolarsError):
+            log = pl.read_csv(read_file(path), columns=["step", "total"], schema_overrides=_LOG)
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
             missing.append(f"{entry.name}: no training.csv with the columns step and total.")
             continue
         log = log.drop_nulls()
@@ -495,7 +497,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     data = about.get("dataset") or {}
     try:
         seed = tomllib.loads(run.recipe).get("training", {}).get("seed")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError, AttributeError):
         seed = None
     lines = [
         ("Task", wording.title(run)),

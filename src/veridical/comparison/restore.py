@@ -6,7 +6,6 @@ A folder streams through: while the device restores one image, the next is read 
 import contextlib
 import csv
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from veridical.core.colour import luma
 from veridical.core.errors import DataError
 from veridical.core.files import ImageFile, find_images, read_image, write_image
 from veridical.core.resize import resize
+from veridical.core.untrusted import parse_json, read_file, short
 from veridical.models import MODELS
 from veridical.training.device import choose_device
 
@@ -60,19 +60,45 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         if not path.is_file():
             raise DataError(f"{folder} holds no finished model: {path.name} is missing. {_finished_models(folder)}")
     try:
-        about = json.loads(description.read_text(encoding="utf-8"))
-        name, options = about["model"]["name"], about["model"]["options"]
-    except (ValueError, KeyError, TypeError) as error:
+        about = parse_json(read_file(description))
+        name, options = str(about["model"]["name"]), dict(about["model"]["options"])
+        _check_model(about)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{description} cannot be read as the description of a model ({error!r}).") from error
     try:
-        model = catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}")
-    except (TypeError, ValueError) as error:
+        build = catalog.lookup(MODELS, name, "model")
+        with torch.device("meta"):  # without memory, until it is known that its numbers are in the file
+            size = sum(
+                tensor.nbytes for tensor in catalog.call(build, options, f"model {name!r}").state_dict().values()
+            )
+        if size > 2 * weights.stat().st_size + 2**20:
+            raise ValueError(f"it would have {size:,} bytes, {weights.name} has {weights.stat().st_size:,}")
+        model = catalog.call(build, options, f"model {name!r}")
+    except DataError:
+        raise
+    except Exception as error:  # of options that are none, models fail in any way
         raise DataError(f"{description} describes a model that cannot be made: {error}") from error
     try:
         model.load_state_dict(load_file(weights))
     except Exception as error:
         raise DataError(f"{weights} does not fit the model {name!r} of {description}: {error}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise DataError(f"{weights} has numbers that are not finite, so it restores nothing. Train it again.")
     return model.eval(), about
+
+
+def _check_model(about: dict[str, Any]) -> None:
+    """TypeError or ValueError for what no training writes into model.json. Without a limit a number of layers alone
+    would take the memory."""
+    for key, value in about["model"]["options"].items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > 64 or any(isinstance(each, float | int) and abs(each) > 65_536 for each in numbers):
+            raise ValueError(f"{key} is {short(value)}")
+    enlarge = about.get("enlarge")
+    if not isinstance(enlarge, int | None) or not 0 <= (enlarge or 0) <= 64:
+        raise ValueError(f"enlarge is {short(enlarge)}")
+    if not isinstance(about.get("optimises") or [], list) or not isinstance(about.get("steps"), int | None):
+        raise TypeError("optimises or steps is of another type")
 
 
 def _finished_models(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """What a comparison leaves on disk: models, results to continue from, and the files that the report reads."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ from veridical import __version__
 from veridical.comparison.architecture import Pairs
 from veridical.comparison.cost import Meter
 from veridical.comparison.evaluate import Row, evaluate, evaluate_input, write_rows
-from veridical.comparison.folder import read_json, write_json
+from veridical.comparison.folder import are_rows, read_json, write_json
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Classical, Contender, Plan
 from veridical.comparison.statistics import INPUT, START
@@ -99,6 +100,8 @@ def load_result(plan: Plan, contender: Contender) -> bool:
     result = read_json(path)
     if not result:
         return False
+    if not _is_result(result):
+        raise DataError(f"{path} is not what a training leaves. Delete {path.parent} to train it again.")
     then, now = dict(result["trained"]), _trained_as(plan, contender)
     differing = [
         f"{key} was {then.get(key, 'not set')}, now {now.get(key, 'not set')}"
@@ -118,6 +121,20 @@ def load_result(plan: Plan, contender: Contender) -> bool:
     if contender.status == "trained" and not (path.parent / "model.safetensors").is_file():
         contender.status = "waiting"  # the last checkpoint, if it is left, has the same weights
     return contender.status in ("done", "failed")
+
+
+def _is_result(result: dict[str, Any]) -> bool:
+    """Whether a file of JSON is what `save_result` wrote: it may come from anybody."""
+    seconds = (result.get("seconds"), result.get("seconds_per_step") or 0.0)
+    return (
+        result.get("status") in ("waiting", "trained", "done", "failed")
+        and all(isinstance(result.get(key), str | None) for key in ("error", "fixed_spec"))
+        and all(isinstance(each, float | int) and math.isfinite(each) for each in seconds)
+        and isinstance(result.get("trained"), dict)
+        and isinstance(result.get("evaluated"), list)
+        and isinstance(result.get("cost"), dict | None)
+        and are_rows(result.get("rows"))
+    )
 
 
 # ---- what the report reads ----
@@ -155,7 +172,8 @@ def _add(
     """Evaluate what is not trained, unless its folder of images holds the rows already."""
     images = plan.folder / "images" / slug
     kept = read_json(images / "rows.json")
-    if kept.get("evaluated") != _evaluated_as(plan):  # the run is of one start: see plan.prepare
+    # Not of which start: the run is of one, see plan.prepare.
+    if kept.get("evaluated") != _evaluated_as(plan) or not are_rows(kept.get("rows")):
         rows: list[Row] = []
         meter = Meter(plan.device)
         rows_by_image = evaluate(
@@ -183,7 +201,7 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     """The rows of the degraded images, computed once per run and set of metrics."""
     images = plan.folder / "images"
     kept = read_json(images / INPUT / "rows.json")
-    if kept.get("evaluated") == _evaluated_as(plan):
+    if kept.get("evaluated") == _evaluated_as(plan) and are_rows(kept.get("rows")):
         return list(kept["rows"])
     observer.doing("scoring the degraded images", 0, 1)
     rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)

@@ -3,16 +3,21 @@
 Reads files only: recipe.toml, comparison.json and the rows.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from veridical.comparison.about import check_about
 from veridical.comparison.statistics import INPUT, SCHEMA, START, Analysis, Column, analyse, arrange, with_seeds
 from veridical.core.errors import DataError
+from veridical.core.untrusted import parse_json, read_file
 from veridical.metrics import METRICS
+
+MOST_BYTES = 256 * 2**20
+"""Of a file of rows."""
+MOST_ROWS = 10_000_000
 
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 
@@ -127,7 +132,7 @@ def read_run(run: Path, *, only: str = "") -> Run:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode("utf-8")
     except FileNotFoundError:
         raise DataError(f"{path.parent} has no {path.name}. {_EXPECTED}.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -141,8 +146,8 @@ def read_about(run: Path) -> dict[str, Any]:
     """
     path = run / "comparison.json"
     try:
-        about = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        about = parse_json(_text(path))
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}). Was the run interrupted while writing?") from error
     for key in ("losses", "metrics"):
         if not isinstance(about, dict) or not isinstance(about.get(key), list) or not about[key]:
@@ -152,6 +157,7 @@ def read_about(run: Path) -> dict[str, Any]:
             lacking = [n for n in needed if not isinstance(item, dict) or n not in item]
             if lacking:
                 raise DataError(f"{path}: an entry of {key!r} has no {lacking[0]!r}. {_EXPECTED}.")
+    check_about(about, path)
     return about
 
 
@@ -163,15 +169,25 @@ def read_rows(run: Path) -> pl.DataFrame:
     parquet, csv = run / "rows.parquet", run / "rows.csv"
     try:
         if parquet.is_file():
-            rows = pl.read_parquet(parquet)
+            data = read_file(parquet, MOST_BYTES)
+            columns = pl.scan_parquet(data).collect_schema().names()
+            number = pl.scan_parquet(data).select(pl.len()).collect().item()  # as the file's end says
+            if number > MOST_ROWS:
+                raise DataError(f"{parquet} says to have {number:,} rows; {MOST_ROWS:,} are read.")
+            rows = pl.read_parquet(data, columns=[column for column in SCHEMA if column in columns] or columns[:1])
         elif csv.is_file():
             # Without the types a photograph called 001 would be read as the number 1.
-            rows = pl.read_csv(csv, schema_overrides=SCHEMA)
+            data = read_file(csv, MOST_BYTES)
+            if data.count(b"\n") > MOST_ROWS:
+                raise DataError(f"{csv} has more than {MOST_ROWS:,} rows, the most that are read.")
+            rows = pl.read_csv(data, schema_overrides=SCHEMA)
         else:
             raise DataError(f"{run} has neither rows.parquet nor rows.csv. {_EXPECTED}, evaluated to the end.")
-    except (pl.exceptions.PolarsError, OSError) as error:
+        rows = with_seeds(rows)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"the rows of {run} cannot be read ({error}). Evaluate the run again.") from error
-    rows = with_seeds(rows)
     missing = [c for c in SCHEMA if c not in rows.columns]
     if missing:
         raise DataError(
@@ -180,7 +196,10 @@ def read_rows(run: Path) -> pl.DataFrame:
         )
     if rows.is_empty():
         raise DataError(f"the rows of {run} are empty. Expected one row per image, loss and metric.")
-    return rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
+    try:
+        return rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"the rows of {run} are of other types ({error}). Evaluate the run again.") from error
 
 
 def column_of(metric: dict[str, Any], rows: pl.DataFrame) -> Column:

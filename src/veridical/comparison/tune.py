@@ -312,13 +312,18 @@ def _known(folder: Path, span: float) -> list[Trial]:
         if (folder / "comparison.json").exists():
             raise RecipeError(f"{folder} holds a comparison, not a search. Name another folder with --out.")
         return []
+    if not isinstance(about.get("range"), float | int):
+        raise RecipeError(f"{folder / FILE} is not what a search leaves. Name another --out.")
     if about["range"] != span:
         raise RecipeError(
             f"{folder} holds a search over a range of {about['range']:g}, now {span:g}. Name another folder with "
             f"--out, or give --range {about['range']:g} to continue that one."
         )
     known = {each.name for each in fields(Trial)}
-    return [Trial(**{key: value for key, value in each.items() if key in known}) for each in about["trials"]]
+    try:
+        return [Trial(**{key: value for key, value in each.items() if key in known}) for each in about["trials"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{folder / FILE} is not what a search leaves ({error!r}). Name another --out.") from error
 
 
 def _save(search: Search, plan: Plan) -> None:

@@ -174,13 +174,16 @@ def read_up_to(stream: IO[bytes], most: int) -> bytes:
     return b"".join(pieces)
 
 
-def unpacked_size(data: bytes, most: int) -> int:
-    """How many bytes zlib's `data` unpack to, without keeping them; more than `most` counts as most + 1."""
-    worker, size = zlib.decompressobj(), 0
-    while data and not worker.eof and size <= most:
-        size += len(worker.decompress(data, 2**20))
-        data = worker.unconsumed_tail
-    return min(size, most + 1)
+def unpack(data: bytes, most: int) -> bytes:
+    """What zlib's `data` unpack to. Errors: ValueError for damage, and for more than `most` bytes."""
+    worker = zlib.decompressobj()
+    try:
+        unpacked = worker.decompress(data, most + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(unpacked) > most:
+        raise ValueError(f"it unpacks to more than {_bytes(most)}")
+    return unpacked
 
 
 def _bytes(number: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from veridical.core.errors import BadOption, WeightsMissing
 from veridical.core.image import at_least_float32, no_autocast
 from veridical.core.options import check_choice, check_whole
+from veridical.core.untrusted import parse_json
 from veridical.features import weights as files
 from veridical.features.base import Features, Maps
 from veridical.features.clip import TOWERS, CLIPNetwork
@@ -150,7 +151,7 @@ def settings_of(notes: Mapping[str, str], origin: str) -> dict[str, Any]:
         found = notes.get("format", "no note of its format")
         raise WeightsMissing(f"{origin} is no adapter that this version reads: expected {FORMAT!r}, found {found!r}.")
     try:
-        settings = json.loads(notes["settings"])
+        settings = parse_json(notes["settings"])
     except (KeyError, ValueError) as error:
         raise WeightsMissing(f"{origin} is no adapter: its settings cannot be read ({error}).") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("base"), dict):

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from veridical.core.catalog import lookup, require
 from veridical.core.colour import as_rgb
-from veridical.core.errors import WeightsMissing
+from veridical.core.errors import MissingExtra, WeightsMissing
 from veridical.core.image import at_least_float32
 from veridical.core.options import check_choice, check_whole
+from veridical.core.untrusted import parse_json, read_file, short
 from veridical.features import weights as files
 from veridical.features.base import Maps
 from veridical.features.frozen import FrozenFeatures
@@ -34,6 +35,17 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
     "none": ((0.0,) * 3, (1.0,) * 3),
 }
 
+# The largest that is taken of a folder; the largest published tower has 1664, 8192, 48, 16, 448, 14.
+_MOST = {
+    "hidden_size": 4096,
+    "intermediate_size": 16_384,
+    "num_hidden_layers": 96,
+    "num_attention_heads": 64,
+    "image_size": 2048,
+    "patch_size": 64,
+    "num_channels": 4,
+    "projection_dim": 8192,
+}
 HEADS = {768: 12, 1024: 16}  # by width, of the towers that OpenAI published
 
 
@@ -86,8 +98,12 @@ def read(tower: str, path: str | Path | None = None) -> Tower:
         raise WeightsMissing(f"the CLIP tower: {name} is neither a folder nor a file.")
     offline = path is not None or os.environ.get("VERIDICAL_OFFLINE", "0") not in ("", "0")
     try:
-        model = _load(name, offline=offline)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if path is not None:
+            _check_folder(Path(name))
+        model = _load(name, offline=offline, own=path is not None)
+    except MissingExtra:
+        raise
+    except Exception as error:  # transformers fails on a folder of anything in any way
         reason = str(error).strip().partition("\n")[0]
         raise WeightsMissing(
             f"the CLIP tower {name} could not be read or fetched: {reason}\n"
@@ -101,14 +117,33 @@ def read(tower: str, path: str | Path | None = None) -> Tower:
     return _tower(model.state_dict(), config.num_attention_heads, config.layer_norm_eps, quick, name)
 
 
-def _load(name: str, *, offline: bool) -> Any:
+def _check_folder(folder: Path) -> None:
+    """ValueError for a folder whose config.json asks for more than any image tower: transformers makes the network
+    before it looks at the tensors."""
+    config = parse_json(read_file(folder / "config.json", 2**20))
+    config = config.get("vision_config", config) if isinstance(config, dict) else config
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is no table")
+    for key, most in _MOST.items():
+        value = config.get(key, 1)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"its config.json has {key} {short(value)}; expected 1 to {most}")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError("it has an adapter_config.json, which would lead to other files")
+
+
+def _load(name: str, *, offline: bool, own: bool) -> Any:
     """transformers' own module: from this machine if it is here, since a look at the hub takes its time to fail."""
     transformers = require("transformers", "clip", "a CLIP tower")
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # it lists the text tower's tensors, which an image tower leaves unused
     logging.disable_progress_bar()
-    load = partial(transformers.CLIPVisionModel.from_pretrained, name, output_loading_info=True)
+    # Of somebody's folder tensors alone are read, never a pickle; on the hub OpenAI's own may be one.
+    options = {"use_safetensors": True} if own else {}
+    load = partial(
+        transformers.CLIPVisionModel.from_pretrained, name, output_loading_info=True, trust_remote_code=False, **options
+    )
     try:
         try:
             model, report = load(local_files_only=True)

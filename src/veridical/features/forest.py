@@ -1,8 +1,8 @@
 """Regression forests as MATLAB's randomforest-matlab writes them: a .mat file of matrices, one column for each tree."""
 
-import zlib
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,9 +10,13 @@ from torch import Tensor
 
 from veridical.core.catalog import require
 from veridical.core.errors import WeightsMissing
+from veridical.core.untrusted import read_file, unpack
 
 # Their names -> ours. Nodes and features are counted from 1; a daughter 0 makes a leaf.
 _FIELDS = {"lDau": "left", "rDau": "right", "upper": "threshold", "avnode": "value", "mbest": "feature"}
+MOST_BYTES = 512 * 2**20
+"""Of the file, and of what it unpacks to."""
+_COMPRESSED = 15  # miCOMPRESSED
 _WHOLE = ("left", "right", "feature")
 
 
@@ -28,7 +32,9 @@ def read_forests(path: Path, inputs: tuple[int, ...]) -> dict[str, Tensor]:
     """
     matlab = require("scipy.io.matlab", "compare", "a .mat file")
     try:
-        model = matlab.loadmat(path, variable_names=["model"])["model"][0, 0]
+        data = read_file(path, MOST_BYTES)
+        _check_size(data)
+        model = matlab.loadmat(io.BytesIO(data), variable_names=["model"])["model"][0, 0]
         forests = [cell[0, 0] for cell in model["rf"].ravel()]
         linear = np.asarray(model["linear"], np.float64).ravel()
         found = {"linear": torch.from_numpy(linear)}
@@ -38,9 +44,26 @@ def read_forests(path: Path, inputs: tuple[int, ...]) -> dict[str, Tensor]:
             found |= {f"{number}.{name}": values for name, values in _forest(forest, width).items()}
     except NotImplementedError as error:  # the format of MATLAB 7.3 is another one
         raise _wrong(path, "it is of MATLAB 7.3; load it there and save it with -v7") from error
-    except (ValueError, TypeError, LookupError, OSError, zlib.error, matlab.MatReadError) as error:
+    except (WeightsMissing, MemoryError):
+        raise
+    except Exception as error:  # SciPy trusts what a file says, and fails on a broken one in any way
         raise _wrong(path, str(error)) from error
     return found
+
+
+def _check_size(data: bytes) -> None:
+    """ValueError unless the parts of a file of MATLAB 5 are as long as they say, and unpack to what is read."""
+    if data[126:128] not in (b"IM", b"MI"):
+        raise ValueError("it is no file of MATLAB 5")
+    order: Literal["little", "big"] = "little" if data[126:128] == b"IM" else "big"
+    at, left = 128, MOST_BYTES
+    while at + 8 <= len(data):
+        kind, size = (int.from_bytes(data[place : place + 4], order) for place in (at, at + 4))
+        if at + 8 + size > len(data):
+            raise ValueError("it is cut short")
+        if kind == _COMPRESSED:
+            left -= len(unpack(data[at + 8 : at + 8 + size], left))
+        at += 8 + size
 
 
 def _forest(forest: Any, width: int) -> dict[str, Tensor]:

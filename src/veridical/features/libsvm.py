@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from veridical.core.errors import WeightsMissing
+from veridical.core.untrusted import read_file
 
+MOST_BYTES = 16 * 2**20
+MOST_VECTORS = 100_000
 _HEADER = ("svm_type", "kernel_type", "gamma", "nr_class", "total_sv", "rho")
 _OPTIONAL = ("probA",)  # the width of the residuals, which a prediction does not need
 
@@ -20,7 +23,7 @@ def read_regression(path: Path, inputs: int) -> dict[str, Tensor]:
     Errors: WeightsMissing for a file that is anything else: of another kind, of other inputs, or cut short.
     """
     try:
-        text = path.read_text(encoding="ascii")
+        text = read_file(path, MOST_BYTES).decode("ascii")
     except UnicodeDecodeError as error:
         raise _wrong(path, "it is not text") from error
     head, separator, body = text.partition("\nSV\n")
@@ -30,9 +33,11 @@ def read_regression(path: Path, inputs: int) -> dict[str, Tensor]:
     if settings["svm_type"] not in ("epsilon_svr", "nu_svr") or settings["kernel_type"] != "rbf":
         raise _wrong(path, f"it is a {settings['svm_type']} with the kernel {settings['kernel_type']}")
     gamma, rho = (_number(path, settings[name], name) for name in ("gamma", "rho"))
-    if gamma <= 0 or not settings["total_sv"].isdigit():
+    if gamma <= 0 or not settings["total_sv"].isdigit() or len(settings["total_sv"]) > 6:
         raise _wrong(path, f"its gamma is {gamma:g} and its total_sv {settings['total_sv']!r}")
     lines = body.split("\n")
+    if len(lines) > MOST_VECTORS:
+        raise _wrong(path, f"it has more than {MOST_VECTORS:,} support vectors")
     if lines.pop() != "" or len(lines) != int(settings["total_sv"]):
         raise _wrong(
             path, f"it is cut short or was added to: {len(lines)} support vectors, where it says {settings['total_sv']}"
@@ -64,7 +69,7 @@ def _row(path: Path, number: int, line: str, inputs: int) -> list[float]:
     last = 0
     for entry in entries:
         index, colon, value = entry.partition(":")
-        if not (colon and index.isdigit() and last < int(index) <= inputs):
+        if not (colon and index.isdigit() and len(index) < 10 and last < int(index) <= inputs):
             raise _wrong(path, f"{what} has {entry[:40]!r}, where indices rise from 1 to {inputs}")
         last = int(index)
         row[last] = _number(path, value, what)

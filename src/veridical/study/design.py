@@ -1,7 +1,7 @@
 """What is asked of people: which two images beside which reference, how often, in which order, on which side."""
 
-import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from veridical.comparison.folder import read_json, write_json
 from veridical.comparison.pictures import interesting
+from veridical.comparison.run import read_about
 from veridical.comparison.score import by_stem
 from veridical.comparison.statistics import INPUT
 from veridical.core.catalog import unknown
 from veridical.core.errors import DataError
 from veridical.core.files import ImageFile, read_image, write_image
 from veridical.core.options import check_choice, check_whole
+from veridical.core.untrusted import parse_json, read_file, short
 from veridical.degradations import degradation
 
 FULL, ACTIVE = "full", "active"
@@ -35,6 +37,7 @@ SECONDS_PER_TRIAL = 10
 
 _RUIN = "gaussian-blur(sigma_px=4) + gaussian-noise(sigma_8bit=40)"  # blur shows in texture, noise where it is flat
 _FILE = "study.json"
+_IMAGE = re.compile(r"[0-9a-f]{16}\.webp")
 
 
 @dataclass(frozen=True)
@@ -164,15 +167,15 @@ def sources_of(folder: Path, reference: Path | None = None, *, with_input: bool 
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         methods = {path.name: by_stem(path) for path in inside if path.resolve() != reference.resolve()}
         return _complete(Sources(by_stem(reference), methods))
-    about = read_json(folder / "comparison.json")
-    if not about:
+    if not read_json(folder / "comparison.json"):
         raise DataError(
             f"{folder} holds no comparison. Expected a folder written by `veridical compare`, such as runs/x, "
             "or --reference FOLDER beside a folder that has a folder of images for each method."
         )
-    slugs = {str(loss["name"]): str(loss["slug"]) for loss in about["losses"] if loss["status"] == "done"}
+    about = read_about(folder)
+    slugs = {str(loss["name"]): str(loss["slug"]) for loss in about["losses"] if loss.get("status", "done") == "done"}
     slugs |= {INPUT: INPUT} if with_input else {}
-    images = {str(image["name"]): f"{image['slug']}.png" for image in about["images"]}
+    images = {str(image["name"]): f"{image['slug']}.png" for image in about.get("images") or ()}
     place = folder / "images"
     return _complete(
         Sources(
@@ -329,9 +332,34 @@ def as_json(design: Design) -> dict[str, Any]:
 
 
 def from_json(found: Mapping[str, Any]) -> Design:
-    """The design of study.json. Errors: KeyError, TypeError when it is not one."""
+    """The design of study.json. Errors: KeyError, TypeError, ValueError when it is not one, or names a file that is not
+    one of its images."""
     lists = {key: tuple(found[key]) for key in ("methods", "images", "files")}
-    return Design(**{**found, **lists, "comparisons": tuple(Comparison(*three) for three in found["comparisons"])})
+    for key in ("per_pair", "trials", "screening", "seed"):
+        if not isinstance(found[key], int) or not 0 <= found[key] < 2**63:
+            raise ValueError(f"{key} is {short(found[key])}")
+    for key in ("title", "contact", "pairs", "created"):
+        if not isinstance(found[key], str):
+            raise TypeError(f"{key} is {short(found[key])}")
+    methods, images = len(lists["methods"]), len(lists["images"])
+    keys = {REFERENCE, OBVIOUS, *map(str, range(methods))}
+    for names in (lists["methods"], lists["images"]):
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+    for files in lists["files"]:
+        for file in files.values():
+            if not isinstance(file, str) or not _IMAGE.fullmatch(file):
+                raise ValueError(f"{short(file)} is no image of a study")
+        if not keys <= files.keys():
+            raise KeyError("files")
+    if len(lists["files"]) != images or not methods or not images:
+        raise ValueError("its lists are not of one length")
+    comparisons = tuple(Comparison(*three) for three in found["comparisons"])
+    for each in comparisons:
+        whole = all(isinstance(number, int) for number in (each.image, each.left, each.right))
+        if not whole or not (0 <= each.image < images and 0 <= each.left < methods and 0 <= each.right < methods):
+            raise ValueError(f"it asks for {short(each)}")
+    return Design(**{**found, **lists, "comparisons": comparisons})
 
 
 def study_folder(folder: Path) -> Path:
@@ -346,6 +374,6 @@ def load_design(folder: Path) -> Design:
     """The design of the study in `folder`, a study's or a run's. Errors: DataError when there is none."""
     path = study_folder(folder) / _FILE
     try:
-        return from_json(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError) as error:
+        return from_json(parse_json(read_file(path)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not a study's design ({error!r}). Make the study again.") from error

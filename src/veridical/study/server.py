@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from veridical.core.catalog import require
 from veridical.core.errors import DataError
+from veridical.core.untrusted import read_file
 from veridical.study.design import study_folder
 from veridical.study.store import Outcome, open_store
 
@@ -181,7 +182,10 @@ def create_app(folder: Path, url: str | None = None) -> FastAPI:
             raise HTTPException(404, "There is no such image.")
         # The address is of this trial alone and its image never changes; no ETag, which would be the same for a method.
         kept = {"cache-control": "private, max-age=86400, immutable"}
-        return Response((images / file).read_bytes(), media_type="image/webp", headers=kept)
+        # A link would show the world what only whoever serves the study can read.
+        if (images / file).is_symlink():
+            raise HTTPException(404, "There is no such image.")
+        return Response(read_file(images / file), media_type="image/webp", headers=kept)
 
     @app.exception_handler(HTTPException)
     def refuse(_request: Request, error: HTTPException) -> JSONResponse:

@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from veridical.core.errors import DataError
+from veridical.core.untrusted import read_file
 
 COLUMNS = ("image", "method_1", "method_2", "result", "rater", "screening", "seconds", "at")
 """The columns of a table of votes; the first four are required, and a file without a header line has just these."""
+
+MOST_BYTES = 256 * 2**20
+"""Of the file."""
+
+MOST_VOTES = 2_000_000
+MOST_METHODS = 1000
+"""The votes are counted in a table of methods by methods."""
 
 MOST_BAD = 0.2
 """More unusable rows than this share, and the file is refused: it is hardly a table of votes."""
@@ -140,6 +148,8 @@ def read_votes(path: Path, *, methods: Sequence[str] | None = None) -> Votes:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] | None = None
     rows: list[tuple[int, str, Mapping[str, str] | str]] = []
+    if text.count("\n") > MOST_VOTES:
+        raise DataError(f"{path} has more than {MOST_VOTES:,} lines, the most that are read.")
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -173,7 +183,7 @@ def votes_from_rows(rows: Iterable[Mapping[str, object]], *, methods: Sequence[s
 
 def _text(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_file(Path(path), MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -228,6 +238,8 @@ def _collect(
         raise DataError(f"{what} has screening votes alone: there is nothing to scale yet.")
     present = {_named(row[side], methods) for row in ordinary for side in ("method_1", "method_2")}
     names = [name for name in methods if name in present] if methods else sorted(present, key=_natural)
+    if len(names) > MOST_METHODS:
+        raise DataError(f"{what} names {len(names):,} methods; up to {MOST_METHODS} can be scaled. Are they images?")
     images = sorted({row["image"] for row in good}, key=_natural)
     raters = sorted({row["rater"] for row in good if row["rater"]}, key=_natural)
     method_of = {name: k for k, name in enumerate(names)}

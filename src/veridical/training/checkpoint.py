@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from veridical.core.errors import RecipeError, VeridicalError
+from veridical.core.untrusted import parse_json, read_file
 
+MOST_BYTES = 256 * 2**30  # of a file of tensors
 KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -113,14 +115,19 @@ def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def read(path: Path) -> Checkpoint:
     """One checkpoint. Errors: OSError, ValueError, KeyError or SafetensorError when it is damaged."""
-    facts = json.loads((path / "state.json").read_bytes())
+    facts = parse_json(read_file(path / "state.json"))
+    if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), dict):
+        raise ValueError("state.json is not what was written")
+    step, seconds, fingerprint = facts["step"], facts["seconds"], facts["fingerprint"]
+    if not isinstance(step, int) or not isinstance(seconds, float | int) or not isinstance(fingerprint, dict):
+        raise ValueError("state.json is not what was written")
     tensors = {}
     for name in ("model", "state"):
-        data = (path / f"{name}.safetensors").read_bytes()
+        data = read_file(path / f"{name}.safetensors", MOST_BYTES)
         if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
             raise ValueError(f"{name}.safetensors is not what was written: its sha256 differs")
         tensors[name] = safetensors.torch.load(data)
-    return Checkpoint(facts["step"], facts["seconds"], facts["fingerprint"], tensors["model"], tensors["state"])
+    return Checkpoint(step, seconds, fingerprint, tensors["model"], tensors["state"])
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from veridical.core.errors import DataError
+from veridical.core.untrusted import read_npy
+
+MOST_BYTES = 64 * 2**20
+"""Of a kernel's file."""
 
 
 def kernels_in(folder: Path, names: Sequence[str], *, flip: bool = False) -> dict[str, Tensor]:
@@ -49,10 +53,10 @@ def _last_number(name: str) -> int | None:
 
 def _read(file: Path) -> Tensor:
     try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = read_npy(file, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read the kernel {file}: {error}.") from error
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu" or values.size == 0:
+    if values.ndim != 2 or values.dtype.kind not in "fiu" or values.size == 0:
         raise DataError(f"{file} must hold one array of numbers of shape (h, w), the kernel of a blur.")
     kernel = torch.from_numpy(values.astype(np.float64))
     if not kernel.isfinite().all() or kernel.sum() <= 0:

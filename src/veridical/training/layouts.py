@@ -13,6 +13,7 @@ from typing import Literal
 from veridical.core.catalog import nearest
 from veridical.core.errors import DataError
 from veridical.core.files import find_images
+from veridical.core.untrusted import read_file
 from veridical.training.data import Pair, Photograph
 
 Part = Literal["train", "test"]
@@ -98,9 +99,9 @@ def _realblur(letter: str) -> Callable[[Path, Part], list[Pair]]:
     def find(root: Path, part: Part) -> list[Pair]:
         listed = root / f"RealBlur_{letter}_{part}_list.txt"
         try:
-            lines = listed.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise DataError(f"cannot read the list {listed}: {error.strerror}.") from error
+            lines = read_file(listed).decode("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read the list {listed}: {getattr(error, 'strerror', error)}.") from error
         pairs = []
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -16,7 +16,6 @@ from veridical.core.untrusted import read_file, short
 from veridical.degradations import TASKS
 from veridical.training.settings import Settings
 
-
 MOST_BYTES = 2**20
 """Of a recipe's file."""
 MOST_LOSSES = 1000

@@ -22,6 +22,10 @@ from veridical.core.options import check_number, check_whole
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
+MOST_PIXELS = 2**26
+"""Of a frame: twice those of 8K."""
+_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # with which MP4 and QuickTime begin
+
 CORNERS = 300  # that are tracked at once; when fewer than half are left, they are detected afresh
 BACK_PX = 1.0  # a track counts when followed back it ends so near to where it began
 CUT_TRACKS = 0.2  # where fewer tracks than this share survive
@@ -145,8 +149,11 @@ def _decoded(clip: Clip) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
         return
     cv2 = _cv2()
-    video = cv2.VideoCapture(str(clip.source))
+    video = _opened(cv2, clip.source)
     try:
+        width, height = (int(video.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if video.isOpened() and width * height > MOST_PIXELS:
+            raise DataError(f"{clip.source} has frames of {width}x{height} px; up to {MOST_PIXELS} pixels are read.")
         read, frame = video.read() if video.isOpened() else (False, None)
         if not read:
             raise DataError(
@@ -200,11 +207,23 @@ def _said_frames(clip: Clip) -> int:
     if not isinstance(clip.source, Path):
         return len(clip.source)
     cv2 = _cv2()
-    video = cv2.VideoCapture(str(clip.source))
+    video = _opened(cv2, clip.source)
     try:
         return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
     finally:
         video.release()
+
+
+def _opened(cv2: Any, path: Path) -> Any:
+    """OpenCV's reader of a video file. What is no container of a film is not given to it: FFmpeg would follow a list of
+    addresses, and OpenCV reads a name with a % as a row of images."""
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(12)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+    film = begin[4:8] in _ATOMS or begin[:4] in (b"\x1aE\xdf\xa3", b"RIFF")
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if film else cv2.VideoCapture()
 
 
 def _follow(cv2: Any, before: np.ndarray, after: np.ndarray, points: np.ndarray) -> tuple[float, np.ndarray]:
