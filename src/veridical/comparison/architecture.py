@@ -12,10 +12,14 @@ from torch.utils.data import Dataset
 from veridical.comparison.start import Start
 from veridical.core import catalog
 from veridical.core.errors import RecipeError, VeridicalError
+from veridical.core.options import check_sizes
 from veridical.degradations import degradation, enlarged
 from veridical.models import MODELS, Restorer
 from veridical.training.data import EvaluationPair, EvaluationPairs, Samples, TrainingSamples
 from veridical.training.recipe import Recipe
+
+MOST_PARAMETERS = 2**33
+"""Of a model: 32 GiB, and four times as much to train it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def _described(label: str, name: str, options: dict[str, Any], start: Start | No
         model = initial_model(name, options, 0)
     defaults = {key: parameter.default for key, parameter in catalog.options_of(MODELS[name]).items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise RecipeError(f"the model {label or name} would have {parameters:,} parameters; expected less than 2^33.")
     batch_norm = any("BatchNorm" in type(part).__name__ for part in model.modules())
     return Architecture(label, name, {**defaults, **options}, parameters, batch_norm, model.scale, start=start)
 
@@ -110,11 +116,12 @@ def initial_model(name: str, options: Mapping[str, Any], seed: int, start: Start
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        check_sizes(f"model {name!r}", options)
         try:
             model = catalog.call(catalog.lookup(MODELS, name, "model"), options, f"model {name!r}")
         except VeridicalError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
             raise VeridicalError(f"the model {name!r} cannot be made: {error}") from error
     assert isinstance(model, Restorer)
     if start is not None:

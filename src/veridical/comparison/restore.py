@@ -22,6 +22,7 @@ from veridical.core import catalog
 from veridical.core.colour import luma
 from veridical.core.errors import DataError
 from veridical.core.files import ImageFile, find_images, read_image, write_image
+from veridical.core.options import check_sizes
 from veridical.core.resize import resize
 from veridical.core.untrusted import parse_json, read_file, short
 from veridical.models import MODELS
@@ -68,9 +69,8 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         build = catalog.lookup(MODELS, name, "model")
         with torch.device("meta"):  # without memory, until it is known that its numbers are in the file
-            size = sum(
-                tensor.nbytes for tensor in catalog.call(build, options, f"model {name!r}").state_dict().values()
-            )
+            empty = catalog.call(build, options, f"model {name!r}")
+        size = sum(tensor.nbytes for tensor in empty.state_dict().values())
         if size > 2 * weights.stat().st_size + 2**20:
             raise ValueError(f"it would have {size:,} bytes, {weights.name} has {weights.stat().st_size:,}")
         model = catalog.call(build, options, f"model {name!r}")
@@ -88,12 +88,8 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _check_model(about: dict[str, Any]) -> None:
-    """TypeError or ValueError for what no training writes into model.json. Without a limit a number of layers alone
-    would take the memory."""
-    for key, value in about["model"]["options"].items():
-        numbers = value if isinstance(value, list) else [value]
-        if len(numbers) > 64 or any(isinstance(each, float | int) and abs(each) > 65_536 for each in numbers):
-            raise ValueError(f"{key} is {short(value)}")
+    """TypeError or ValueError for what no training writes into model.json."""
+    check_sizes("a model", about["model"]["options"])
     enlarge = about.get("enlarge")
     if not isinstance(enlarge, int | None) or not 0 <= (enlarge or 0) <= 64:
         raise ValueError(f"enlarge is {short(enlarge)}")

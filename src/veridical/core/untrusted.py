@@ -8,6 +8,7 @@ limits are, and which inputs were tried: docs/untrusted.md.
 import ast
 import errno
 import json
+import lzma
 import math
 import os
 import re
@@ -47,7 +48,9 @@ def read_file(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file but a pipe, a device or a socket", str(path))
-        data = stream.read(most + 1) if about.st_size <= most else None
+        data = stream.read(about.st_size + 1) if about.st_size <= most else None
+        if data and len(data) > about.st_size:  # it grows, or does not know its size
+            data += read_up_to(stream, most + 1 - len(data))
         if data is None or len(data) > most:
             raise OSError(errno.EFBIG, f"it is larger than {_bytes(most)}, the most that is read", str(path))
         return data
@@ -138,7 +141,7 @@ def open_zip(path: Path, most: int, *, stored: bool = False) -> zipfile.ZipFile:
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, OverflowError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, OverflowError, OSError, ValueError) as error:
         raise ValueError(f"it is no whole zip file ({error})") from error
     members = archive.infolist()
     total = sum(each.file_size for each in members)
@@ -158,7 +161,7 @@ def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(member) as stream:
             data = read_up_to(stream, member.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"its member {short(member.filename)} is damaged ({error})") from error
     if len(data) != member.file_size:
         raise ValueError(f"its member {short(member.filename)} is not of the size that it says")
