@@ -18,6 +18,7 @@ import random
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -236,7 +237,7 @@ def _mat() -> list[bytes]:
 
 
 VOTES = (
-    b"image,method_1,method_2,result,rater,screening\na,x,y,1,r1,\nb,x,z,2,r2,\nb,z,y,2,r2,\nc,,,1,r1,1\n",
+    b"image,method_1,method_2,result,rater,screening\na,x,y,1,r1,\nb,x,z,2,r2,\nb,z,y,2,r2,\nb,x,y,1,r2,\nb,x,y,1,r2,\nc,,,1,r1,1\n",
     b"1;2;1;2\n3;1;2;1\n",
     b"Image ID\tMethod 1\tMethod 2\tResult\na\tb\tc\t1\n",
 )
@@ -601,7 +602,7 @@ def _peak_mib() -> float:
 
 
 def check(target: Target, data: bytes, *, limit_s: float | None = LIMIT_S, memory_mib: float = MEMORY_MIB) -> str:
-    """Give a reader one file. -> "read" or "refused". limit_s: None where somebody else has the clock. Errors: Finding."""
+    """Give a reader one file. -> "read" or "refused". limit_s: None where another has the clock. Errors: Finding."""
     before = _peak_mib()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         path = Path(folder, target.name)
@@ -706,8 +707,10 @@ def main() -> int:
         # A process for each reader: the library ends its own.
         return sum(
             subprocess.run(
-                [sys.executable, "-m", "tests.fuzz", name, "--engine", "atheris", "--cases", str(given.cases)]
-                + ["--seconds", str(given.seconds), "--out", str(given.out)],
+                [
+                    *(sys.executable, "-m", "tests.fuzz", name, "--engine=atheris", f"--cases={given.cases}"),
+                    *(f"--seconds={given.seconds}", f"--out={given.out}"),
+                ],
                 check=False,
             ).returncode
             != 0

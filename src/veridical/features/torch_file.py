@@ -48,6 +48,9 @@ STORAGES = {
 }
 
 
+_BROKEN = (ValueError, TypeError, LookupError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile)
+
+
 class NotData(ValueError):
     """The file is broken, or asks for what is not data; nothing of it was run. code: the name it asks for, or ""."""
 
@@ -105,14 +108,14 @@ def read_torch(path: Path, *, records: bool = False) -> Any:
     if path.exists() and not path.is_file():
         raise NotData("it is no regular file")
     with path.open("rb") as stream:
-        zipped = zipfile.is_zipfile(stream)
-        stream.seek(0)
         size = path.stat().st_size
         try:
+            zipped = zipfile.is_zipfile(stream)
+            stream.seek(0)
             return _read_zip(path, records) if zipped else _read_legacy(stream, size, records)
         except NotData:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, struct.error) as error:
+        except _BROKEN as error:
             raise NotData(f"it is broken ({type(error).__name__}: {error})") from error
 
 
@@ -374,6 +377,12 @@ class Reader:
             raise NotData("the pickle adds to something that is no list")
         target.extend(map(self._finished, items))
 
+    def _add(self) -> None:
+        items, target = [_key(each) for each in self._until_mark()], self.stack[-1]
+        if not isinstance(target, set):
+            raise NotData("the pickle adds to something that is no set")
+        target.update(items)
+
     def _set_items(self, pairs: Iterator[tuple[Any, Any]]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
@@ -402,7 +411,7 @@ def read_arrays(data: bytes) -> Any:
         return Reader(data, len(data), arrays=True).read()
     except NotData:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+    except _BROKEN as error:
         raise NotData(f"it is broken ({type(error).__name__}: {error})") from error
 
 
@@ -503,7 +512,7 @@ _STEPS: dict[bytes, Callable[[Reader], Any]] = {
     b"e": lambda reader: reader._extend(reader._until_mark()),
     b"s": Reader._set_item,
     b"u": lambda reader: reader._set_items(reader._pairs()),
-    b"\x90": lambda reader: reader.stack[-1].update([_key(each) for each in reader._until_mark()]),
+    b"\x90": Reader._add,
     b"t": _push(lambda reader: tuple(reader._until_mark())),
     b"\x85": lambda reader: reader._tuple(1),
     b"\x86": lambda reader: reader._tuple(2),
