@@ -83,8 +83,9 @@ def markdown(run: Run) -> str:
     an ≈ where the best is not significantly better (paired t-test, Holm-corrected); then what is supported and what
     is not."""
     analysis = run.analysis
+    headings = (_cell_of(wording.heading(column)) for column in analysis.values.columns)
     lines = [
-        f"| {' | '.join([run.noun, 'score', *map(wording.heading, analysis.values.columns), *_costs(run)])} |",
+        f"| {' | '.join([run.noun, 'score', *headings, *_costs(run)])} |",
         f"|{'---|' * (2 + len(analysis.metrics) + len(_costs(run)))}",
     ]
     for row in _rows(run):
@@ -98,8 +99,14 @@ def markdown(run: Run) -> str:
             if mean.low is not None and mean.high is not None:
                 text += f" ({mean.low:.{decimals}f} to {mean.high:.{decimals}f})"
             cells.append(text)
-        lines.append(f"| {' | '.join([row['name'], row['score']['text'], *cells, *row['costs']])} |")
-    return "\n".join([*lines, "", *wording.written(run)]) + "\n"
+        lines.append(f"| {' | '.join([_cell_of(row['name']), row['score']['text'], *cells, *row['costs']])} |")
+    text = "\n".join([*lines, "", *wording.written(run)]) + "\n"
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # no name becomes a tag
+
+
+def _cell_of(text: str) -> str:
+    """What stands in one cell of Markdown: a name may have the sign that ends it."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def runs_in(folder: Path) -> list[Path]:

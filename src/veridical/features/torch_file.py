@@ -48,7 +48,16 @@ STORAGES = {
 }
 
 
-_BROKEN = (ValueError, TypeError, LookupError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile)
+_BROKEN = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class NotData(ValueError):
@@ -228,6 +237,7 @@ class Reader:
             ),
             ("builtins", "set"): _Call(lambda items=(): {_key(each) for each in self._own(items)}),
             ("__builtin__", "set"): _Call(lambda items=(): {_key(each) for each in self._own(items)}),
+            ("_codecs", "encode"): _Call(self._encoded),  # bytes, as the second version of the language writes them
             ("torch", "Size"): _Call(lambda sizes=(): tuple(self._own(sizes))),
             ("torch", "device"): _Call(lambda kind, number="": f"{kind}{number}"),
             ("torch._utils", "_rebuild_tensor_v2"): _Call(self._tensor),
@@ -250,6 +260,10 @@ class Reader:
         if self.left < 0:
             raise NotData("its tensors are many times larger than the file")
         return torch.as_strided(storage, size, stride, offset if math.prod(size) else 0)
+
+    def _encoded(self, text: str, _code: object) -> bytes:
+        self._count(len(text) // 64)  # one text may be copied again and again
+        return text.encode("latin-1")
 
     def _own(self, items: Any) -> list[Any]:
         """A copy of a list or tuple of the pickle's. It counts, as one list may be copied again and again."""
@@ -444,6 +458,8 @@ def _reconstruct(kind: object, _shape: object, _code: object) -> _Array:
 
 
 def _array(_version: int, shape: tuple[int, ...], kind: _Kind, turned: bool, data: bytes) -> np.ndarray:
+    if not isinstance(kind, _Kind) or not isinstance(data, bytes):
+        raise NotData("the pickle makes an array of something else")
     dtype = np.dtype(f"{'<' if kind.order in '|=' else kind.order}{kind.code}")
     whole = isinstance(shape, tuple) and all(isinstance(side, int) and 0 <= side < 2**48 for side in shape)
     if dtype.kind not in "fiub" or not whole or math.prod(shape) * dtype.itemsize != len(data):

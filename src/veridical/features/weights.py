@@ -514,7 +514,8 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(f"{key} {tuple(tensors[key].shape)}\n".encode())
-        digest.update(tensors[key].detach().contiguous().flatten().numpy().astype("<f4", copy=False))
+        with np.errstate(over="ignore"):  # of a number that only float64 holds
+            digest.update(tensors[key].detach().contiguous().flatten().numpy().astype("<f4", copy=False))
     return digest.hexdigest()
 
 
