@@ -49,15 +49,8 @@ STORAGES = {
 
 
 _BROKEN = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-    zipfile.BadZipFile,
-)
+    ValueError, TypeError, AttributeError, LookupError, RuntimeError, OverflowError, struct.error, zipfile.BadZipFile
+)  # fmt: skip
 
 
 class NotData(ValueError):
