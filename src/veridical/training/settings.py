@@ -15,7 +15,7 @@ STAGES = ("authors", "last")
 # What no training needs and no memory holds, refused before anything is read. The lists of steps and of trainings are
 # made as a whole.
 MOST = {
-    "steps": 100_000_000,
+    "steps": 10_000_000,
     "batch_size": 1_000_000,
     "crop": 16_384,
     "seeds": 1000,
@@ -24,7 +24,7 @@ MOST = {
     "workers": 1000,
     "log_every": 2**62,
     "checkpoint_every": 2**62,
-    "drops": 100_000_000,
+    "drops": 10_000_000,
 }
 MOST_PIXELS = 2**28  # of the crops of one batch: 6 GiB of both sides in RGB, before any network looks at them
 
