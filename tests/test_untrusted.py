@@ -851,7 +851,7 @@ def test_no_mutated_file_makes_a_reader_fail_otherwise(name: str) -> None:
     for number, data in enumerate(fuzz.cases(name, seed=7)):
         if number >= (20 if name == "request" else 60):
             break
-        fuzz.check(fuzz.READERS[name], data)
+        fuzz.check(fuzz.READERS[name], data, limit_s=300)
 
 
 def test_no_mutated_run_makes_the_report_fail_otherwise() -> None:
@@ -859,7 +859,7 @@ def test_no_mutated_run_makes_the_report_fail_otherwise() -> None:
         for number, data in enumerate(fuzz.cases(name, seed=7)):
             if number >= 8:
                 break
-            fuzz.check(fuzz.READERS[name], data)
+            fuzz.check(fuzz.READERS[name], data, limit_s=300)
 
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -876,7 +876,7 @@ words = st.sampled_from(
 @some
 @hypothesis.given(st.one_of(st.text(max_size=60), st.lists(words, max_size=20).map("".join)))
 def test_any_text_is_a_spec_or_an_error_in_words(text: str) -> None:
-    fuzz.check(fuzz.READERS["spec"], text.encode("utf-8", "replace"))
+    fuzz.check(fuzz.READERS["spec"], text.encode("utf-8", "replace"), limit_s=300)
 
 
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
@@ -900,4 +900,4 @@ def test_any_json_in_the_place_of_a_value_is_read_or_an_error_in_words(name: str
     key = data.draw(st.sampled_from(list(at) if isinstance(at, dict) else list(range(len(at)))))  # type: ignore[attr-defined]
     at[key] = data.draw(trees)  # type: ignore[attr-defined]
     target = fuzz.READERS["before" if name == "comparison" else name]
-    fuzz.check(target, json.dumps(whole).encode("utf-8", "surrogatepass"))
+    fuzz.check(target, json.dumps(whole).encode("utf-8", "surrogatepass"), limit_s=300)

@@ -18,6 +18,7 @@ from veridical.metrics import METRICS
 MOST_BYTES = 256 * 2**20
 """Of a file of rows."""
 MOST_ROWS = 10_000_000
+LARGEST = 1e100
 
 _EXPECTED = "Expected a folder written by `veridical compare`, such as runs/x"
 
@@ -197,9 +198,12 @@ def read_rows(run: Path) -> pl.DataFrame:
     if rows.is_empty():
         raise DataError(f"the rows of {run} are empty. Expected one row per image, loss and metric.")
     try:
-        return rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
+        rows = rows.select([pl.col(c).cast(t) for c, t in SCHEMA.items()])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"the rows of {run} are of other types ({error}). Evaluate the run again.") from error
+    # No metric has such values, whose squares overflow: they count as not finite.
+    too_large = pl.col("value").is_finite() & (pl.col("value").abs() > LARGEST)
+    return rows.with_columns(pl.when(too_large).then(float("nan")).otherwise(pl.col("value")).alias("value"))
 
 
 def column_of(metric: dict[str, Any], rows: pl.DataFrame) -> Column:
