@@ -41,26 +41,16 @@ class Lines(Observer):
             _print(f"fetching the {name} weights ({size})")
 
     def begins(self, folder: Path, trainings: Sequence[str], steps: int, seeds: int = 1, models: int = 1) -> None:
-<<<<<<< HEAD
         self.losses, self.steps = [*self.losses, *trainings], steps
-        print(_beginning(folder, len(trainings), steps, seeds, models), flush=True)
-=======
-        self.losses, self.steps = list(trainings), steps
         _print(_beginning(folder, len(trainings), steps, seeds, models))
->>>>>>> 5fd62d6 (Check what a run's folder says where it is read, bound the readers, and ask before a recipe runs code)
 
     def loss_begins(self, name: str) -> None:
         self.name, self.tenth = name, 0
 
     def started(self, total_steps: int, start_step: int) -> None:
         going = f"going on from step {start_step} of {total_steps}" if start_step else "training"
-<<<<<<< HEAD
         self.steps, self.tenth = total_steps, start_step * 10 // total_steps
-        print(f"{self._where()}{self.name}: {going}", flush=True)
-=======
-        self.tenth = start_step * 10 // total_steps
         _print(f"{self._where()}{self.name}: {going}")
->>>>>>> 5fd62d6 (Check what a run's folder says where it is read, bound the readers, and ask before a recipe runs code)
 
     def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
         tenth = step * 10 // self.steps
