@@ -218,7 +218,7 @@ def canary(tmp_path: Path) -> Path:
         "from veridical.losses import Loss\n"
         "class Canary(Loss):\n"
         "    def compare(self, prediction, target):\n"
-        "        return (prediction - target.image).abs().mean(dim=(1, 2, 3))\n"
+        "        return (prediction - target).abs().mean(dim=(1, 2, 3))\n"
     )
     return path
 
