@@ -212,6 +212,19 @@ def test_the_command_reports_from_s3_and_leaves_the_page_there(bucket: str, data
     assert f"there is nothing at {bucket}/none" in wrong.output
 
 
+def test_a_model_on_s3_restores_and_is_a_start(bucket: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    run = f"{bucket}/run"
+    compare(quick_recipe(data, 'losses=["l1"]'), run)
+    done = CliRunner().invoke(app, ["restore", str(data), "--run", f"{run}/l1", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    settings = [part for each in QUICK[2:] if not each.startswith("model") for part in ("--set", each)]
+    options = ["--data", str(data), "--loss", "l2", "--init", f"{run}/l1", *settings, "--out", str(tmp_path / "tuned")]
+    done = CliRunner().invoke(app, ["train", *options, "--degradation", "box-blur(size=5)", "--metrics", "psnr"])
+    assert done.exit_code == 0, done.output
+    assert f"{run}/l1" in (tmp_path / "tuned" / "recipe.toml").read_text()
+
+
 _SCRIPT = """
 import os, signal, sys
 from pathlib import Path

@@ -149,7 +149,7 @@ def _training_options(
     metrics: Annotated[str | None, typer.Option(help="Separated by commas. See: veridical metrics.")] = None,
     degradation: Annotated[str | None, typer.Option(help="In place of the task's own: 'box-blur(size=5)'.")] = None,
     init: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Start from the model of one loss of a run, such as runs/x/l1; the model is then that one."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="In place of the task's own: 'unet(levels=3)'.")] = None,

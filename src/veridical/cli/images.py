@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @guarded
 def restore_photographs(
     inputs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.")],
-    run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
+    run: Annotated[str, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl, or its URL.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results; never the input's.")],
     tile: Annotated[
         str,
@@ -90,7 +90,7 @@ def _pixels(option: str, given: str) -> int | None:
 @app.command("export")
 @guarded
 def export_trained(
-    run: Annotated[Path, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl.")],
+    run: Annotated[str, typer.Option("--run", help="The folder of one loss of a run, such as runs/x/pdl, or its URL.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: model.onnx or model.pt2.")],
     format: Annotated[
         str | None, typer.Option("--format", help="onnx or torch (torch.export); by the suffix when left out.")

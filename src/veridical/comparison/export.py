@@ -50,7 +50,7 @@ class Exported:
 
 
 def export_model(
-    folder: Path,
+    folder: Path | str,
     destination: Path,
     *,
     format: str | None = None,

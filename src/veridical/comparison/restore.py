@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from veridical.comparison.storage import to_read
 from veridical.core import catalog
 from veridical.core.colour import luma
 from veridical.core.errors import DataError
@@ -51,11 +52,16 @@ class Restored:
     present: tuple[Path, ...] = ()
 
 
-def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model that a run left in `folder` (runs/x/<loss>), in eval mode, and what model.json says about it.
+def load_model(run: Path | str) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that a run left in a folder (runs/x/<loss>) or at a URL, in eval mode, and what model.json says of it.
 
     Errors: DataError when the folder holds no finished model, or its weights do not fit the model.
     """
+    with to_read(run) as (folder, _):
+        return _model_in(folder)
+
+
+def _model_in(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     description, weights = folder / "model.json", folder / "model.safetensors"
     for path in (description, weights):
         if not path.is_file():
@@ -237,7 +243,7 @@ def _windows(places: Sequence[tuple[int, int]], overlap: int, margin: int, scale
 
 
 def restore(
-    run: Path,
+    run: Path | str,
     inputs: Sequence[Path],
     out: Path,
     *,

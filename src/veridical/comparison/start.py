@@ -1,7 +1,6 @@
 """Where training starts when it does not start from random weights: the model that another run has left."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +41,7 @@ def read_start(folder: str) -> Start:
 
     Errors: DataError when it holds no finished model, or a damaged one.
     """
-    model, about = load_model(Path(folder))
+    model, about = load_model(folder)
     weights = model.state_dict()
     return Start(
         folder=folder,
