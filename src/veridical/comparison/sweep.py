@@ -38,6 +38,7 @@ from veridical.comparison.results import (
 )
 from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
+from veridical.core.lock import locked
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -90,7 +91,7 @@ def compare(
             a cluster, "ray://host:10001". The trainings and the rows are the same as without.
     Errors: VeridicalError, before any training, for whatever is wrong with names, options, files, sizes or weights.
             NonFiniteLoss when every loss diverged; one that does, with any seed, is recorded as failed and the others
-            go on.
+            go on. FolderInUse when another process works in the folder.
     """
     run = choose_folder(recipe, out)
     _compare([("", recipe, run)], observer, leave_out=leave_out, on=on)
@@ -128,6 +129,8 @@ def _compare(
                     f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, "
                     "or let a cluster do it: --on ray."
                 )
+            if _is_chief() and not is_url(run):
+                stack.enter_context(locked(as_path(run), observer.note))
             folder, store = stack.enter_context(opened(run, observer.note))
             plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
             if len(asked) > 1 or on:
