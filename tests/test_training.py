@@ -156,7 +156,7 @@ def test_plain_torch_trains_to_the_same_weights(
 
 
 def test_without_tensorboard_it_says_so_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     watcher = Watcher()
     train(tiny_model(), StepwiseLoss(), TinySamples(), SETTINGS, tmp_path, observer=watcher)
     assert [note for note in watcher.notes if "TensorBoard is not installed" in note] == watcher.notes

@@ -48,7 +48,7 @@ def open_folder(recipe: Recipe, folder: Path) -> None:
         raise RecipeError(f"--out {folder} is a file. Name a folder, which is made if it does not exist.")
     if (folder / "recipe.toml").is_file():
         _same_run(recipe, load_recipe(folder / "recipe.toml"), folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RecipeError(f"--out {folder} is not empty and holds no comparison. Name another folder with --out.")
     try:
         atomic_write(folder / ".writable", b"")

@@ -22,8 +22,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from veridical.core.errors import RecipeError, VeridicalError
+from veridical.core.files import flush_folder
 
 KEEP = 2  # the newest, and the one before in case the newest is damaged
+_LARGEST_FACTS = 2**24  # bytes of a state.json
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -55,14 +57,15 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/step-00001000 and delete all but the newest KEEP. Returns its path.
+    """Write `folder`/step-00001000 and delete all but the newest KEEP up to it: those of later steps were found
+    damaged, or the run would have gone on from them. Returns its path.
 
     The files are written and flushed in a hidden folder beside it, which is then renamed.
     Errors: StorageError naming path and cause; older checkpoints are then intact and the hidden folder is
             removed.
     """
     path = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f".{path.name}-{uuid.uuid4().hex[:8]}"
+    temporary = _hidden(path)
     with storage(path, last_good=newest(folder)):
         try:
             temporary.mkdir(parents=True)
@@ -80,47 +83,77 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 "versions": {"torch": torch.__version__},
             }
             _write(temporary / "state.json", json.dumps(facts, indent=2).encode())
+            flush_folder(temporary)
             if path.exists():  # damaged, or of an older run of the same length
-                shutil.rmtree(path)
+                path.rename(_hidden(path))
             temporary.rename(path)
-            _flush_folder(folder)
+            flush_folder(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    for old in _paths(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
-    for left in folder.glob(".step-*"):  # by a process that was killed while writing
-        shutil.rmtree(left, ignore_errors=True)
+    tidy(folder, checkpoint.step)
     return path
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Delete all but the newest KEEP up to `step`, and what a killed process has left of those it wrote or deleted."""
+    paths = _paths(folder)
+    kept = [path for number, path in paths if number <= step][-KEEP:]
+    for _, path in paths:
+        if path not in kept:
+            with contextlib.suppress(OSError):  # first out of the way, so that no half of it counts as damaged
+                path.rename(_hidden(path))
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the highest step, unread; None when there is none."""
     paths = _paths(folder)
-    return paths[-1] if paths else None
+    return paths[-1][1] if paths else None
 
 
 def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a message for each damaged one passed over."""
+    """The newest checkpoint that is whole, or None; and a message for each damaged one passed over.
+
+    Errors: StorageError for one that may be whole but cannot be read: to pass over it could throw work away.
+    """
     messages: list[str] = []
-    for path in reversed(_paths(folder)):
+    for _, path in reversed(_paths(folder)):
         try:
             return read(path), messages
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, SafetensorError) as error:
             messages.append(f"the checkpoint {path} is damaged ({error}); going back to the one before.")
+        except OSError as error:
+            raise StorageError(
+                f"cannot read the checkpoint {path}: {error.strerror or error}. Mend that and run the same command to "
+                f"go on; or delete {path} to go on from the one before."
+            ) from error
+    if messages:
+        messages.append(f"no checkpoint in {folder} is whole: starting anew.")
     return None, messages
 
 
 def read(path: Path) -> Checkpoint:
-    """One checkpoint. Errors: OSError, ValueError, KeyError or SafetensorError when it is damaged."""
-    facts = json.loads((path / "state.json").read_bytes())
+    """One checkpoint. Errors: OSError, ValueError or SafetensorError when it is damaged."""
+    about = path / "state.json"
+    if about.stat().st_size > _LARGEST_FACTS:
+        raise ValueError("state.json is too large to be one")
+    try:
+        facts = json.loads(about.read_bytes())
+        step, seconds, fingerprint = int(facts["step"]), float(facts["seconds"]), dict(facts["fingerprint"])
+        hashes = dict(facts["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"state.json is not what was written: {type(error).__name__} {error}") from error
+    if path.name != f"step-{step:08d}":
+        raise ValueError(f"state.json is that of step {step}")
     tensors = {}
     for name in ("model", "state"):
         data = (path / f"{name}.safetensors").read_bytes()
-        if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
+        if hashlib.sha256(data).hexdigest() != hashes.get(name):
             raise ValueError(f"{name}.safetensors is not what was written: its sha256 differs")
         tensors[name] = safetensors.torch.load(data)
-    return Checkpoint(facts["step"], facts["seconds"], facts["fingerprint"], tensors["model"], tensors["state"])
+    return Checkpoint(step, seconds, fingerprint, tensors["model"], tensors["state"])
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:
@@ -173,12 +206,16 @@ def storage(path: Path, *, last_good: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _paths(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+def _paths(folder: Path) -> list[tuple[int, Path]]:
+    """The step and the folder of finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
+
+
+def _hidden(path: Path) -> Path:
+    """Where a checkpoint is while it is not whole: not yet, or no longer."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,14 +234,3 @@ def _write(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be flushed (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
