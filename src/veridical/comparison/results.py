@@ -1,10 +1,11 @@
 """What a comparison leaves on disk: models, results to continue from, and the files that the report reads."""
 
+import hashlib
 import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,16 @@ from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Classical, Contender, Plan
 from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import DataError, NonFiniteLoss, RecipeError
-from veridical.core.files import atomic_write
+from veridical.core.files import atomic_write, remove_unfinished
 from veridical.deconvolution import Method
+
+
+def remove_unfinished_of(plan: Plan) -> None:
+    """Remove the files that a killed process was about to write into the run."""
+    places = [plan.folder, *(plan.folder / contender.place for contender in plan.contenders)]
+    for place in [*places, *(plan.folder / "images").glob("*")]:
+        remove_unfinished(place)
+
 
 # ---- one training ----
 
@@ -85,13 +94,35 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "evaluated": _evaluated_as(plan),
         "rows": contender.rows,
         "cost": contender.cost,
+        "files": _hashes(plan, contender.place, [] if contender.turn else [contender.slug]),
     }
     write_json(plan.folder / contender.place / "result.json", result)
     plan.store.push(contender.place)
 
 
-def load_result(plan: Plan, contender: Contender) -> bool:
-    """Take over what an earlier call left of this training. True when nothing is left to do for it.
+def _hashes(plan: Plan, place: Path | None, shown: Sequence[str]) -> dict[str, str]:
+    """The sha256 of files of the run that are there: a training's model, and the images in folders of images/."""
+    names = [] if place is None else [(place / name).as_posix() for name in ("model.safetensors", "model.json")]
+    names += [f"images/{slug}/{image}.png" for slug in shown for image in plan.slugs.values()]
+    found = {name: plan.folder / name for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if path.is_file()}
+
+
+def _damaged(plan: Plan, hashes: Mapping[str, str]) -> list[str]:
+    """Which of those files are no longer what they were; a model that was deleted is none: its rows stand."""
+    found = []
+    for name, expected in hashes.items():
+        path = plan.folder / name
+        if path.is_file():
+            found += [name] if hashlib.sha256(path.read_bytes()).hexdigest() != expected else []
+        elif path.suffix == ".png" and plan.store.url is None:  # from a storage, images are not copied until needed
+            found.append(name)
+    return found
+
+
+def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = lambda text: None) -> bool:
+    """Take over what an earlier call left of this training. True when nothing is left to do for it. `note` is told of
+    files that are damaged, and made again.
 
     Errors: RecipeError when it was trained in another way.
     """
@@ -115,7 +146,12 @@ def load_result(plan: Plan, contender: Contender) -> bool:
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
-    if contender.status == "trained" and not (path.parent / "model.safetensors").is_file():
+    damaged = _damaged(plan, result.get("files") or {}) if contender.status in ("done", "trained") else []
+    if damaged:
+        note(f"damaged since they were written, and made again: {', '.join(damaged)}")
+        contender.status, contender.rows = "trained", []
+    model_damaged = any(not name.startswith("images/") for name in damaged)
+    if contender.status == "trained" and (model_damaged or not (path.parent / "model.safetensors").is_file()):
         contender.status = "waiting"  # the last checkpoint, if it is left, has the same weights
     return contender.status in ("done", "failed")
 
@@ -155,7 +191,9 @@ def _add(
     """Evaluate what is not trained, unless its folder of images holds the rows already."""
     images = plan.folder / "images" / slug
     kept = read_json(images / "rows.json")
-    if kept.get("evaluated") != _evaluated_as(plan):  # the run is of one start: see plan.prepare
+    if kept.get("evaluated") != _evaluated_as(plan) or _damaged(
+        plan, kept.get("files") or {}
+    ):  # the run is of one start: see plan.prepare
         rows: list[Row] = []
         meter = Meter(plan.device)
         rows_by_image = evaluate(
@@ -172,7 +210,8 @@ def _add(
             rows += of_one
             what = "where training starts" if name == START else name
             observer.doing(f"evaluating {what}", number, len(pairs))
-        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost}
+        files = _hashes(plan, None, [slug])
+        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost, "files": files}
         write_json(images / "rows.json", kept)
         plan.store.push(f"images/{slug}")
     found.rows += kept["rows"]
@@ -183,11 +222,12 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     """The rows of the degraded images, computed once per run and set of metrics."""
     images = plan.folder / "images"
     kept = read_json(images / INPUT / "rows.json")
-    if kept.get("evaluated") == _evaluated_as(plan):
+    if kept.get("evaluated") == _evaluated_as(plan) and not _damaged(plan, kept.get("files") or {}):
         return list(kept["rows"])
     observer.doing("scoring the degraded images", 0, 1)
     rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)
-    write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
+    files = _hashes(plan, None, [INPUT, "truth"])
+    write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows, "files": files})
     for slug in (INPUT, "truth"):
         plan.store.push(f"images/{slug}")
     observer.doing("scoring the degraded images", 1, 1)

@@ -31,6 +31,7 @@ from veridical.comparison.results import (
     failure,
     load_result,
     references,
+    remove_unfinished_of,
     save_model,
     save_result,
     training_identity,
@@ -135,7 +136,7 @@ def _compare(
             plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
             if len(asked) > 1 or on:
                 plan.sources.forget()  # else the photographs of all tasks would be in memory
-            comparisons.append(_Comparison(plan, _command(recipe, run)))
+            comparisons.append(_Comparison(plan, _command(recipe, run), observer))
         _carry_out(comparisons, observer, on)
     if not _is_chief():
         raise SystemExit(0)  # the first process has the results and goes on to the report
@@ -163,9 +164,11 @@ def _carry_out(comparisons: Sequence["_Comparison"], observer: Observer, on: str
 class _Comparison:
     """One comparison while it is carried out. kept: the trainings, by place, of which nothing is left to do."""
 
-    def __init__(self, plan: Plan, command: str) -> None:
+    def __init__(self, plan: Plan, command: str, observer: Observer) -> None:
         self.plan, self.command = plan, command
-        self.kept = {each.place: load_result(plan, each) for each in plan.contenders}
+        if _is_chief():
+            remove_unfinished_of(plan)
+        self.kept = {each.place: load_result(plan, each, observer.note) for each in plan.contenders}
         self._references = References([], {})
         self._stale = False
         self._next = 0.0
