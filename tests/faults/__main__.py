@@ -238,10 +238,10 @@ def damaged(options: Options) -> Iterator[Line]:
     yield line
     if told.times:
         yield told
-    yield from _checkpoints_damaged(options, bench, stopped, whole)
+    yield from _checkpoints_damaged(bench, stopped)
 
 
-def _checkpoints_damaged(options: Options, bench: Bench, stopped: Path, whole: Ended) -> Iterator[Line]:
+def _checkpoints_damaged(bench: Bench, stopped: Path) -> Iterator[Line]:
     for which, said in (("the last", "going back to the one before"), ("every", "starting anew")):
         line = Line(f"{which} checkpoint damaged", "cut short", f"says so; {GOOD}")
         bench.clear()
@@ -267,7 +267,7 @@ def _checkpoints_damaged(options: Options, bench: Bench, stopped: Path, whole: E
 
 
 def full_disk(options: Options) -> Iterator[Line]:
-    with _mounted(options) as place:
+    with _Mounted(options) as place:
         if place is None:
             return
         bench = Bench(options.folder, TWO, place)
@@ -298,7 +298,7 @@ def _fill(path: Path, free: int) -> None:
 
 
 def read_only(options: Options) -> Iterator[Line]:
-    with _mounted(options) as place:
+    with _Mounted(options) as place:
         if place is None:
             return
         bench = Bench(options.folder, TWO, place)
@@ -330,7 +330,7 @@ def read_only(options: Options) -> Iterator[Line]:
         yield line
 
 
-class _mounted:  # noqa: N801 # used as a function
+class _Mounted:
     """A disk of 16 MB of its own, or None where there is no mount namespace."""
 
     def __init__(self, options: Options) -> None:

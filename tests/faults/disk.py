@@ -13,7 +13,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 
 class Disk:
-    """Counts what would be lost or kept: opening for writing, each write, fsync, mkdir, rename, unlink, rmdir, truncate.
+    """Counts what changes the disk: opening for writing, each write, fsync, mkdir, rename, unlink, rmdir, truncate.
 
     Args: at: the operation, from 1, before which the process kills itself; with `half`, of a write: after the first
           half of its bytes has gone to the file. log: a file outside of the folder, for a line for each operation.
@@ -57,7 +57,7 @@ class Disk:
             self._before(event, _named(told[0]) if isinstance(told[0], int) else told[0])
 
     def _inside(self, path: Any) -> bool:
-        return os.path.abspath(os.fsdecode(path)).startswith(self.root)
+        return str(Path(os.fsdecode(path)).absolute()).startswith(self.root)
 
     def _before(self, what: str, path: Any) -> bool:
         """Note an operation; die before it if it is the one. Whether it is."""
@@ -99,9 +99,9 @@ class _Written:
 
 
 def _named(handle: int) -> str:
-    return os.readlink(f"/proc/self/fd/{handle}")
+    return str(Path(f"/proc/self/fd/{handle}").readlink())
 
 
 def _joined(path: Any, folder: int) -> str:
     """The path that an operation names relative to an open folder (-1: none)."""
-    return os.fsdecode(path) if folder == -1 else os.path.join(_named(folder), os.fsdecode(path))
+    return os.fsdecode(path) if folder == -1 else f"{_named(folder)}/{os.fsdecode(path)}"

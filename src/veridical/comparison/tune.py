@@ -323,8 +323,8 @@ def _formula(columns: Sequence[Column]) -> str:
 def _known(folder: Path, span: float) -> list[Trial]:
     """The trials that an earlier call has left. Errors: RecipeError when the folder holds something else."""
     about = read_json(folder / FILE)
-    if not about:
-        if (folder / "comparison.json").exists():
+    if not about:  # a damaged file is made again: the trials follow from the seed, and what they came to is beside it
+        if not (folder / FILE).exists() and (folder / "comparison.json").exists():
             raise RecipeError(f"{folder} holds a comparison, not a search. Name another folder with --out.")
         return []
     if about["range"] != span:
