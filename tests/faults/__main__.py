@@ -376,16 +376,25 @@ def two_processes(options: Options) -> Iterator[Line]:
                 continue
             second = start(bench.argv, options.folder / "second.txt").wait()
             ended = first.wait()
-            good = second.code == 2 and second.steps == 0 and f"is in use by process {first.pid}" in second.output
-            problem = None if good else f"the second ended with {second.code}: {second.output[-600:]}"
-            if ended.steps == whole.steps and second.code == 0 and good is False:
-                problem = None  # the first had ended already
-            line.add(f"in step {step}", problem or (ended.output[-600:] if ended.code else None))
-            left = bench.differences()
-            if left:
-                line.problems.append(f"in step {step}: {left}")
+            refused = second.code == 2 and second.steps == 0 and f"is in use by process {first.pid}" in second.output
+            late = second.code == 0 and second.steps == 0  # the first had just ended
+            problem = None if refused or late else f"the second ended with {second.code}: {second.output[-600:]}"
+            problem = problem or (ended.output[-600:] if ended.code else "; ".join(bench.differences()) or None)
+            line.add(f"in step {step}", problem)
     yield line
     yield free
+    line = Line("`veridical report` on a run that goes on", "in a random step", "a report, or none yet; no harm done")
+    for _ in range(options.count(10)):
+        bench.clear()
+        first = bench.start()
+        step = options.chance.randint(1, whole.steps)
+        first.reaches(step)
+        read = start(["report", str(bench.run)], options.folder / "second.txt").wait()
+        ended = first.wait()
+        problem = f"the report ended with {read.code}: {read.output[-600:]}" if read.code not in (0, 2) else None
+        problem = problem or (ended.output[-600:] if ended.code else "; ".join(bench.differences()) or None)
+        line.add(f"in step {step}", problem)
+    yield line
 
 
 def clocks(options: Options) -> Iterator[Line]:
