@@ -165,6 +165,7 @@ def import_everything() -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import veridical.cli
+    import veridical.comparison.progress
     import veridical.comparison.report
     import veridical.comparison.sweep
     import veridical.training.learn_mdf  # noqa: F401

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ def remove_unfinished_of(plan: Plan) -> None:
 
 
 # ---- one training ----
+
+_MODEL = ("model.safetensors", "model.json")
 
 
 def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
@@ -94,30 +96,43 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "evaluated": _evaluated_as(plan),
         "rows": contender.rows,
         "cost": contender.cost,
-        "files": _hashes(plan, contender.place, [] if contender.turn else [contender.slug]),
+        "files": _hashes(plan, _files_of(plan, contender)),
     }
     write_json(plan.folder / contender.place / "result.json", result)
     plan.store.push(contender.place)
 
 
-def _hashes(plan: Plan, place: Path | None, shown: Sequence[str]) -> dict[str, str]:
-    """The sha256 of files of the run that are there: a training's model, and the images in folders of images/."""
-    names = [] if place is None else [(place / name).as_posix() for name in ("model.safetensors", "model.json")]
-    names += [f"images/{slug}/{image}.png" for slug in shown for image in plan.slugs.values()]
-    found = {name: plan.folder / name for name in names}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if path.is_file()}
+def _files_of(plan: Plan, contender: Contender) -> list[str]:
+    return _files(plan, contender.place, [] if contender.turn else [contender.slug])
 
 
-def _damaged(plan: Plan, hashes: Mapping[str, str]) -> list[str]:
-    """Which of those files are no longer what they were; a model that was deleted is none: its rows stand."""
+def _files(plan: Plan, place: Path | None, shown: Sequence[str]) -> list[str]:
+    """The names, inside the run, of a training's model and of the images in folders of images/."""
+    model = [] if place is None else [(place / name).as_posix() for name in _MODEL]
+    return [*model, *(f"images/{slug}/{image}.png" for slug in shown for image in plan.slugs.values())]
+
+
+def _hashes(plan: Plan, files: Sequence[str]) -> dict[str, str]:
+    """The sha256 of those that are there."""
+    return {name: _sha256(plan.folder / name) for name in files if (plan.folder / name).is_file()}
+
+
+def _damaged(plan: Plan, files: Sequence[str], hashes: object) -> list[str]:
+    """Which files are no longer what they were; a model that was deleted is none: its rows stand."""
+    if not isinstance(hashes, dict):  # of an earlier version
+        return []
     found = []
-    for name, expected in hashes.items():
+    for name in files:
         path = plan.folder / name
         if path.is_file():
-            found += [name] if hashlib.sha256(path.read_bytes()).hexdigest() != expected else []
+            found += [name] if hashes.get(name, "") != _sha256(path) else []
         elif path.suffix == ".png" and plan.store.url is None:  # from a storage, images are not copied until needed
             found.append(name)
     return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = lambda text: None) -> bool:
@@ -146,12 +161,16 @@ def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = 
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
-    damaged = _damaged(plan, result.get("files") or {}) if contender.status in ("done", "trained") else []
+    damaged: list[str] = []
+    if contender.status == "done":
+        damaged = _damaged(plan, _files_of(plan, contender), result.get("files"))
+    elif contender.status == "trained":
+        damaged = _damaged(plan, _files(plan, contender.place, []), result.get("files"))
     if damaged:
         note(f"damaged since they were written, and made again: {', '.join(damaged)}")
         contender.status, contender.rows = "trained", []
-    model_damaged = any(not name.startswith("images/") for name in damaged)
-    if contender.status == "trained" and (model_damaged or not (path.parent / "model.safetensors").is_file()):
+    whole = (path.parent / "model.safetensors").is_file() and not any(Path(name).name in _MODEL for name in damaged)
+    if contender.status == "trained" and not whole:
         contender.status = "waiting"  # the last checkpoint, if it is left, has the same weights
     return contender.status in ("done", "failed")
 
@@ -191,9 +210,9 @@ def _add(
     """Evaluate what is not trained, unless its folder of images holds the rows already."""
     images = plan.folder / "images" / slug
     kept = read_json(images / "rows.json")
-    if kept.get("evaluated") != _evaluated_as(plan) or _damaged(
-        plan, kept.get("files") or {}
-    ):  # the run is of one start: see plan.prepare
+    shown = _files(plan, None, [slug])
+    # The run is of one start: see plan.prepare.
+    if kept.get("evaluated") != _evaluated_as(plan) or _damaged(plan, shown, kept.get("files")):
         rows: list[Row] = []
         meter = Meter(plan.device)
         rows_by_image = evaluate(
@@ -210,8 +229,7 @@ def _add(
             rows += of_one
             what = "where training starts" if name == START else name
             observer.doing(f"evaluating {what}", number, len(pairs))
-        files = _hashes(plan, None, [slug])
-        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost, "files": files}
+        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost, "files": _hashes(plan, shown)}
         write_json(images / "rows.json", kept)
         plan.store.push(f"images/{slug}")
     found.rows += kept["rows"]
@@ -222,12 +240,13 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     """The rows of the degraded images, computed once per run and set of metrics."""
     images = plan.folder / "images"
     kept = read_json(images / INPUT / "rows.json")
-    if kept.get("evaluated") == _evaluated_as(plan) and not _damaged(plan, kept.get("files") or {}):
+    shown = _files(plan, None, [INPUT, "truth"])
+    if kept.get("evaluated") == _evaluated_as(plan) and not _damaged(plan, shown, kept.get("files")):
         return list(kept["rows"])
     observer.doing("scoring the degraded images", 0, 1)
     rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)
-    files = _hashes(plan, None, [INPUT, "truth"])
-    write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows, "files": files})
+    about = {"evaluated": _evaluated_as(plan), "rows": rows, "files": _hashes(plan, shown)}
+    write_json(images / INPUT / "rows.json", about)
     for slug in (INPUT, "truth"):
         plan.store.push(f"images/{slug}")
     observer.doing("scoring the degraded images", 1, 1)

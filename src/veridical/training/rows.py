@@ -1,5 +1,6 @@
 """Training curves on disk: training.csv, and the same numbers as TensorBoard events."""
 
+import contextlib
 import csv
 import io
 import os
@@ -72,7 +73,7 @@ class TrainingRows:
     def flush(self) -> None:
         """Have the rows on the disk before a checkpoint of their step is. OSError passes through."""
         if self._known:
-            with self.path.open("rb+") as stream:
+            with contextlib.suppress(FileNotFoundError), self.path.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
     def _open_events(self, folder: Path, start_step: int) -> "_Events | None":
