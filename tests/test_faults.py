@@ -25,14 +25,11 @@ def faults(*arguments: str) -> str:
     return found.stdout
 
 
-def test_a_run_that_is_killed_or_fought_over_goes_on_to_the_same_bits() -> None:
-    table = faults("operations", "two", "--sample", "1", "--seed", "3")
+def test_a_run_into_which_faults_are_put_goes_on_to_the_same_bits() -> None:
+    """Killed, fought over by two processes, on a disk that is full or turns read-only."""
+    table = faults("operations", "two", "full", "read-only", "--sample", "1", "--seed", "3")
     assert "| goes on to the same bits |" in table
     assert "| refused, the first named and unharmed |" in table
-
-
-def test_a_disk_that_is_full_or_read_only_is_named_and_the_run_goes_on_afterwards() -> None:
-    table = faults("full", "read-only", "--sample", "1")
     if "no mount namespace here" in table:
         pytest.skip("a disk can only be filled in a mount namespace, which this system does not give (unshare -Urm)")
     assert table.count("| names file and cause; goes on to the same bits |") == 2

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,16 @@ class Options:
     sample: int | None
     chance: random.Random
     part: tuple[int, int] = (1, 1)
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def losses(self) -> str:
+        return TWO if self.sample is None else ONE
+
+    def line(self, fault: str, how: str, outcome: str) -> Line:
+        """A new line of the table, which is printed when its kind ends, or is stopped."""
+        self.lines.append(Line(fault, how, outcome))
+        return self.lines[-1]
 
     def some(self, everything: Sequence[tuple]) -> list[tuple]:  # type: ignore[type-arg]
         """All, or a sample in their order; of them, our part."""
@@ -76,7 +86,7 @@ def goes_on(bench: Bench, before: int, whole: Ended, *more: str) -> tuple[str | 
 # ---- killed ----
 
 
-def killed_at_operations(options: Options) -> Iterator[Line]:
+def killed_at_operations(options: Options) -> None:
     """Before each operation on the disk, and in the middle of each write. Before an fsync a kill leaves what it leaves
     before the next operation, so those are not tried."""
     bench = Bench(options.folder, ONE)
@@ -84,8 +94,8 @@ def killed_at_operations(options: Options) -> Iterator[Line]:
     log = options.folder / "operations.txt"
     assert bench.compare(lambda: Disk(bench.run, log=log).watch()).code == 0
     operations = log.read_text().splitlines()
-    before = Line("killed before an operation on a file", "SIGKILL, by itself", GOOD)
-    half = Line("killed in the middle of a write", "SIGKILL after half of the bytes", GOOD)
+    before = options.line("killed before an operation on a file", "SIGKILL, by itself", GOOD)
+    half = options.line("killed in the middle of a write", "SIGKILL after half of the bytes", GOOD)
     points: list[tuple[int, bool]] = []
     for number, operation in enumerate(operations, start=1):
         kind = operation.partition(" ")[0]
@@ -101,17 +111,15 @@ def killed_at_operations(options: Options) -> Iterator[Line]:
             continue
         problem, lost = goes_on(bench, killed.steps, whole)
         (half if in_half else before).add(what, problem, lost)
-    yield before
-    yield half
 
 
-def killed_at_times(options: Options) -> Iterator[Line]:
+def killed_at_times(options: Options) -> None:
     """From outside, up to three times one after the other."""
-    bench = Bench(options.folder, TWO)
+    bench = Bench(options.folder, options.losses)
     began = time.monotonic()
     whole = bench.make_whole()
     took = time.monotonic() - began
-    line = Line("killed at any moment, up to three times over", "SIGKILL, from outside", GOOD)
+    line = options.line("killed at any moment, up to three times over", "SIGKILL, from outside", GOOD)
     for _ in range(options.count(40)):
         bench.clear()
         steps, moments = 0, [options.chance.uniform(0, took) for _ in range(options.chance.randint(1, 3))]
@@ -122,17 +130,16 @@ def killed_at_times(options: Options) -> Iterator[Line]:
             steps += process.wait().steps
         problem, lost = goes_on(bench, steps, whole)
         line.add(f"after {', '.join(f'{each:.2f} s' for each in moments)}", problem, -(-lost // len(moments)))
-    yield line
 
 
-def interrupted(options: Options) -> Iterator[Line]:
-    bench = Bench(options.folder, TWO)
+def interrupted(options: Options) -> None:
+    bench = Bench(options.folder, options.losses)
     whole = bench.make_whole()
     for number, name, codes in (
         (signal.SIGINT, "Ctrl-C", {130}),
         (signal.SIGTERM, "SIGTERM", {143, -signal.SIGTERM}),
     ):
-        line = Line(f"{name} in a training", f"{number.name} after a random step", f"says how to go on; {GOOD}")
+        line = options.line(f"{name} in a training", f"{number.name} after a random step", f"says how to go on; {GOOD}")
         if number is signal.SIGTERM:
             line.outcome = GOOD
         for _ in range(options.count(10)):
@@ -150,12 +157,11 @@ def interrupted(options: Options) -> Iterator[Line]:
             else:
                 problem, lost = goes_on(bench, ended.steps, whole)
             line.add(f"{name} in step {step}", problem, lost)
-        yield line
-    yield _learning_interrupted(options)
+    _learning_interrupted(options)
 
 
-def _learning_interrupted(options: Options) -> Line:
-    line = Line("Ctrl-C in `learn mdf`", "SIGINT at random moments", "says how to go on; the same file")
+def _learning_interrupted(options: Options) -> None:
+    line = options.line("Ctrl-C in `learn mdf`", "SIGINT at random moments", "says how to go on; the same file")
     folder = options.folder / "mdf"
     photograph = Bench(options.folder, ONE).data / "photo0.png"
 
@@ -187,13 +193,12 @@ def _learning_interrupted(options: Options) -> Line:
             problem = problem or (again.output[-600:] if again.code else None)
         files = [(folder / name / "own.safetensors").read_bytes() for name in ("whole", str(turn))]
         line.add(f"turn {turn}", problem or (None if files[0] == files[1] else "another file"))
-    return line
 
 
 # ---- damaged ----
 
 
-def damaged(options: Options) -> Iterator[Line]:
+def damaged(options: Options) -> None:
     """What a power cut, or a bad disk, may leave: each file of a run that is finished, and of one that was stopped in
     its second training, emptied, cut in half, or filled with something else."""
     bench = Bench(options.folder, ONE)
@@ -218,8 +223,12 @@ def damaged(options: Options) -> Iterator[Line]:
         for way in ways
         if (way != "nested" or path.suffix == ".json") and "events.out" not in path.name
     ]
-    line = Line("a file of the run damaged", "emptied, cut in half, random bytes, or JSON nested 100,000 deep", GOOD)
-    told = Line("recipe.toml of the run cut in half", "", "refused, if what is left reads as another; it is named")
+    line = options.line(
+        "a file of the run damaged", "emptied, cut in half, random bytes, or JSON nested 100,000 deep", GOOD
+    )
+    told = options.line(
+        "recipe.toml of the run cut in half", "", "refused, if what is left reads as another; it is named"
+    )
     for state, name, way in options.some(tries):
         bench.clear()
         shutil.copytree(state, bench.run)
@@ -235,15 +244,12 @@ def damaged(options: Options) -> Iterator[Line]:
             continue
         problem = f"ended with {ended.code}: {ended.output[-600:]}" if ended.code else "; ".join(found) or None
         line.add(what, problem)
-    yield line
-    if told.times:
-        yield told
-    yield from _checkpoints_damaged(bench, stopped)
+    _checkpoints_damaged(options, bench, stopped)
 
 
-def _checkpoints_damaged(bench: Bench, stopped: Path) -> Iterator[Line]:
+def _checkpoints_damaged(options: Options, bench: Bench, stopped: Path) -> None:
     for which, said in (("the last", "going back to the one before"), ("every", "starting anew")):
-        line = Line(f"{which} checkpoint damaged", "cut short", f"says so; {GOOD}")
+        line = options.line(f"{which} checkpoint damaged", "cut short", f"says so; {GOOD}")
         bench.clear()
         shutil.copytree(stopped, bench.run)
         folders = sorted(bench.run.glob("*/seed-1/checkpoints/step-*"))
@@ -260,20 +266,19 @@ def _checkpoints_damaged(bench: Bench, stopped: Path) -> Iterator[Line]:
         if ended.code or said not in ended.output:
             problem = f"ended with {ended.code}, and does not say {said!r}: {ended.output[-600:]}"
         line.add(which, problem or "; ".join(bench.differences()) or None, ended.steps)
-        yield line
 
 
 # ---- disks ----
 
 
-def full_disk(options: Options) -> Iterator[Line]:
+def full_disk(options: Options) -> None:
     with _Mounted(options) as place:
         if place is None:
             return
-        bench = Bench(options.folder, TWO, place)
+        bench = Bench(options.folder, options.losses, place)
         whole = bench.make_whole()
         size = sum(path.stat().st_size + 4096 for path in bench.whole.rglob("*") if path.is_file())
-        line = Line("disk full", "a real one of 16 MB, filled up to a point", f"names file and cause; {GOOD}")
+        line = options.line("disk full", "a real one of 16 MB, filled up to a point", f"names file and cause; {GOOD}")
         count = options.count(40)
         for k in range(count):
             bench.clear()
@@ -287,7 +292,6 @@ def full_disk(options: Options) -> Iterator[Line]:
                 problem = None if named else f"does not name file and cause: {ended.output[-600:]}"
             again, lost = goes_on(bench, ended.steps, whole)
             line.add(f"{free} bytes free", problem or again, lost)
-        yield line
 
 
 def _fill(path: Path, free: int) -> None:
@@ -297,13 +301,13 @@ def _fill(path: Path, free: int) -> None:
         os.posix_fallocate(stream.fileno(), 0, max(disk.f_bavail * disk.f_frsize - free, 1))
 
 
-def read_only(options: Options) -> Iterator[Line]:
+def read_only(options: Options) -> None:
     with _Mounted(options) as place:
         if place is None:
             return
-        bench = Bench(options.folder, TWO, place)
+        bench = Bench(options.folder, options.losses, place)
         whole = bench.make_whole()
-        line = Line("folder read-only from the start", "a real mount, read-only", "refused before any training")
+        line = options.line("folder read-only from the start", "a real mount, read-only", "refused before any training")
         bench.run.mkdir()
         _mount("--bind", bench.run, bench.run)
         _mount("-o", "remount,ro,bind", bench.run)
@@ -311,8 +315,9 @@ def read_only(options: Options) -> Iterator[Line]:
         subprocess.run(["umount", bench.run], check=True)
         good = ended.code == 2 and ended.steps == 0 and "cannot be written to: Read-only file system" in ended.output
         line.add("", None if good else f"{ended.code}, {ended.steps} steps: {ended.output[-600:]}")
-        yield line
-        line = Line("folder turns read-only", "a real mount, after a random step", f"names file and cause; {GOOD}")
+        line = options.line(
+            "folder turns read-only", "a real mount, after a random step", f"names file and cause; {GOOD}"
+        )
         for _ in range(options.count(8)):
             bench.clear()
             process = bench.start()
@@ -327,7 +332,6 @@ def read_only(options: Options) -> Iterator[Line]:
                 problem = f"ended with {ended.code}: {ended.output[-600:]}"
             again, lost = goes_on(bench, ended.steps, whole)
             line.add(f"after step {step}", problem or again, lost)
-        yield line
 
 
 class _Mounted:
@@ -356,13 +360,13 @@ def _mount(*arguments: str | Path) -> None:
 # ---- others ----
 
 
-def two_processes(options: Options) -> Iterator[Line]:
-    bench = Bench(options.folder, TWO)
+def two_processes(options: Options) -> None:
+    bench = Bench(options.folder, options.losses)
     whole = bench.make_whole()
-    line = Line(
+    line = options.line(
         "a second process on the folder", "while the first is in a random step", "refused, the first named and unharmed"
     )
-    free = Line("its owner killed", "SIGKILL, then the same command at once", GOOD)
+    free = options.line("its owner killed", "SIGKILL, then the same command at once", GOOD)
     for _ in range(options.count(5)):
         for kill in (False, True):
             bench.clear()
@@ -381,9 +385,9 @@ def two_processes(options: Options) -> Iterator[Line]:
             problem = None if refused or late else f"the second ended with {second.code}: {second.output[-600:]}"
             problem = problem or (ended.output[-600:] if ended.code else "; ".join(bench.differences()) or None)
             line.add(f"in step {step}", problem)
-    yield line
-    yield free
-    line = Line("`veridical report` on a run that goes on", "in a random step", "a report, or none yet; no harm done")
+    line = options.line(
+        "`veridical report` on a run that goes on", "in a random step", "a report, or none yet; no harm done"
+    )
     for _ in range(options.count(10)):
         bench.clear()
         first = bench.start()
@@ -394,14 +398,13 @@ def two_processes(options: Options) -> Iterator[Line]:
         problem = f"the report ended with {read.code}: {read.output[-600:]}" if read.code not in (0, 2) else None
         problem = problem or (ended.output[-600:] if ended.code else "; ".join(bench.differences()) or None)
         line.add(f"in step {step}", problem)
-    yield line
 
 
-def clocks(options: Options) -> Iterator[Line]:
+def clocks(options: Options) -> None:
     """Every look at the clock gives another time, days before or after the last one."""
-    bench = Bench(options.folder, TWO)
+    bench = Bench(options.folder, options.losses)
     whole = bench.make_whole()
-    line = Line("clock jumps", "by up to 30 days, back and forth, at every look; a kill between", GOOD)
+    line = options.line("clock jumps", "by up to 30 days, back and forth, at every look; a kill between", GOOD)
     for _ in range(options.count(8)):
         bench.clear()
         seed, step = options.chance.random(), options.chance.randint(1, whole.steps)
@@ -417,7 +420,6 @@ def clocks(options: Options) -> Iterator[Line]:
             if not 0 < seconds < 300:
                 problem = problem or f"{path.name} says {seconds} s"
         line.add(f"kill in step {step}", problem, ended.steps + again.steps - whole.steps)
-    yield line
 
 
 def jumping(seed: float) -> None:
@@ -443,7 +445,7 @@ def jumping(seed: float) -> None:
     datetime.datetime = folder.datetime = lock.datetime = Jumping  # type: ignore[misc, assignment]
 
 
-KINDS: dict[str, Callable[[Options], Iterator[Line]]] = {
+KINDS: dict[str, Callable[[Options], None]] = {
     "operations": killed_at_operations,
     "times": killed_at_times,
     "interrupts": interrupted,
@@ -477,10 +479,14 @@ def main() -> int:
         for kind in asked.kinds:
             own = Path(folder) / kind
             own.mkdir()
-            for line in KINDS[kind](Options(own, asked.sample, random.Random(asked.seed), part)):
-                lines.append(line)
-                outcome = f"{len(line.problems)} PROBLEMS" if line.problems else line.outcome
-                print(f"| {line.fault} | {line.how} | {line.times} | {outcome} | {line.lost} |", flush=True)
+            options = Options(own, asked.sample, random.Random(asked.seed), part)
+            try:
+                KINDS[kind](options)
+            finally:
+                lines += options.lines
+                for line in filter(lambda line: line.times, options.lines):
+                    outcome = f"{len(line.problems)} PROBLEMS" if line.problems else line.outcome
+                    print(f"| {line.fault} | {line.how} | {line.times} | {outcome} | {line.lost} |", flush=True)
             shutil.rmtree(own)
     problems = [problem for line in lines for problem in line.problems]
     print("\n".join(problems), file=sys.stderr)
