@@ -51,8 +51,8 @@ class Bench:
         self.argv += [word for each in (*settings, "training.ema=0.9") for word in ("--set", each)]
         self.argv += ["--out", str(self.run)]
 
-    def compare(self, before: Callable[[], object] = lambda: None, *more: str) -> Ended:
-        return run([*self.argv, *more], self.folder / "log.txt", before)
+    def compare(self, before: Callable[[], object] = lambda: None) -> Ended:
+        return run(self.argv, self.folder / "log.txt", before)
 
     def make_whole(self) -> Ended:
         """The undisturbed run."""
