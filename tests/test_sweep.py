@@ -185,10 +185,12 @@ def test_files_that_were_damaged_are_named_and_made_again(data: Path, tmp_path: 
 
 
 def test_a_run_that_was_killed_before_it_began_leaves_nothing_in_the_way(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
     for name in (".lock", "..writable.0123abcd.tmp", ".recipe.toml.0123abcd.tmp"):
-        (tmp_path / name).write_text("half")
-    compare(quick_recipe(data, 'losses=["l1"]', f"out={json.dumps(str(tmp_path))}"))
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        (run / name).write_text("half")
+    compare(quick_recipe(data, 'losses=["l1"]'), run)
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_loss_can_be_added_to_a_finished_comparison(data: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 class Disk:
     """Counts what changes the disk: opening for writing, each write, fsync, mkdir, rename, unlink, rmdir, truncate.
 
-    Args: at: the operation, from 1, before which the process kills itself; with `half`, of a write: after the first
-          half of its bytes has gone to the file. log: a file outside of the folder, for a line for each operation.
+    Args: at: the operation, from 1, before which the process kills itself; with `half`, in the first write from there:
+          after half of its bytes have gone to the file. log: a file outside of the folder, for a line per operation.
     """
 
     def __init__(self, root: Path, at: int = 0, *, half: bool = False, log: Path | None = None) -> None:
@@ -60,16 +60,15 @@ class Disk:
         return str(Path(os.fsdecode(path)).absolute()).startswith(self.root)
 
     def _before(self, what: str, path: Any) -> bool:
-        """Note an operation; die before it if it is the one. Whether it is."""
+        """Note an operation; die before it if it is the one. Whether half of it is to be done, if it is a write."""
         if not self._inside(path):
             return False
         self.count += 1
         if self._log is not None:
             os.write(self._log, f"{what} {os.path.relpath(os.fsdecode(path), self.root)}\n".encode())
-        chosen = self.count == self.at
-        if chosen and not self.half:
+        if self.count == self.at and not self.half:
             os.kill(os.getpid(), signal.SIGKILL)
-        return chosen
+        return self.half and self.count >= self.at > 0
 
     def _writes(self, stream: Any, data: Any, path: Any) -> None:
         if self._before("write", path):
