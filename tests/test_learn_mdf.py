@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +134,32 @@ def test_a_killed_run_goes_on_to_equal_bits(tmp_path, monkeypatch, scale):
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     assert (resumed.run / "training.csv").read_bytes() == (whole.run / "training.csv").read_bytes()
     assert not (tmp_path / "killed.run" / "checkpoints").exists()
+
+
+def test_ctrl_c_finishes_the_iteration_saves_and_goes_on_to_equal_bits(tmp_path):
+    """In the middle of a window of the log, whose means must not tell where it was."""
+    whole = learn(tmp_path / "whole.safetensors")
+    recorder = Recorder()
+    iterate, done = module._Learner._iterate, []
+
+    def interrupted(self, *args):
+        done.append(args[:2])
+        if args[:2] == (1, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+        return iterate(self, *args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module._Learner, "_iterate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learn(tmp_path / "stopped.safetensors", watcher=recorder)
+    assert done[-1] == (1, 3)
+    assert recorder.notes[-1] == "stopped after iteration 3 of scale 2, which is saved."
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    recorder = Recorder()
+    resumed = learn(tmp_path / "stopped.safetensors", watcher=recorder)
+    assert recorder.begun == [(1, 3)]
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert (resumed.run / "training.csv").read_bytes() == (whole.run / "training.csv").read_bytes()
 
 
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):

@@ -163,6 +163,36 @@ def test_a_stopped_comparison_goes_on_to_the_same_weights(data: Path, tmp_path: 
     assert all(torch.equal(stopped[key], straight[key]) for key in straight)
 
 
+def test_files_that_were_damaged_are_named_and_made_again(data: Path, tmp_path: Path) -> None:
+    """The model from its last checkpoint, the images from the model, the recipe from what is asked for."""
+    recipe = quick_recipe(data, 'losses=["l1"]')
+    run = compare(recipe, tmp_path / "run")
+    assert isinstance(run, Path)
+    (image,) = _about(run)["images"]
+    damaged = ["l1/model.safetensors", f"images/l1/{image['slug']}.png", f"images/truth/{image['slug']}.png"]
+    whole = {name: (run / name).read_bytes() for name in (*damaged, "rows.csv", "recipe.toml")}
+    for name in damaged:
+        (run / name).write_bytes(whole[name][:-1])
+    (run / "recipe.toml").write_bytes(b"")
+    heard = Heard()
+    compare(recipe, run, heard)
+    assert heard.ends == [("l1", "done")]
+    assert heard.starts == [3]  # no step was left to do
+    assert {name: (run / name).read_bytes() for name in whole} == whole
+    assert f"damaged since they were written, and made again: {damaged[0]}, {damaged[1]}" in heard.notes
+    assert f"{run / 'recipe.toml'} is damaged, and written anew" in heard.notes
+    assert not any("damaged" in note for note in _about(run)["notes"])
+
+
+def test_a_run_that_was_killed_before_it_began_leaves_nothing_in_the_way(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "..writable.0123abcd.tmp", ".recipe.toml.0123abcd.tmp"):
+        (run / name).write_text("half")
+    compare(quick_recipe(data, 'losses=["l1"]'), run)
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_loss_can_be_added_to_a_finished_comparison(data: Path, tmp_path: Path) -> None:
     compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "run")
     heard = Heard()

@@ -1,9 +1,10 @@
 """The run folder: which one, whether it may be written to, and what stands where in it."""
 
+import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,37 @@ def choose_folder(recipe: Recipe, out: Path | str | None = None) -> Path | str:
     return Path("runs") / f"{recipe.task}-{stamp}"
 
 
-def open_folder(recipe: Recipe, folder: Path) -> None:
-    """Make the run folder if it is missing.
+def open_folder(recipe: Recipe, folder: Path, note: Callable[[str], None] = lambda text: None) -> None:
+    """Make the run folder if it is missing. `note` is told of a recipe.toml that is damaged: it is written anew, as
+    each training says by itself how it was made.
 
     Errors: RecipeError when it cannot be written to, or holds another run or anything else.
     """
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"--out {folder} is a file. Name a folder, which is made if it does not exist.")
     if (folder / "recipe.toml").is_file():
-        # It is compared alone: nothing that it names is made.
-        _same_run(recipe, load_recipe(folder / "recipe.toml", allow_code=True), folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+        try:  # it is compared alone: nothing that it names is made
+            written = (folder / "recipe.toml").read_bytes().strip()
+            before = load_recipe(folder / "recipe.toml", allow_code=True) if written else None
+        except RecipeError:
+            before = None
+        if before is None:
+            note(f"{folder / 'recipe.toml'} is damaged, and written anew")
+        else:
+            _same_run(recipe, before, folder)
+    elif (
+        folder.is_dir()
+        and not (folder / "comparison.json").is_file()
+        and any(not path.name.startswith(".") for path in folder.iterdir())
+    ):
         raise RecipeError(f"--out {folder} is not empty and holds no comparison. Name another folder with --out.")
     _check_links(folder)
     try:
         atomic_write(folder / ".writable", b"")
         (folder / ".writable").unlink(missing_ok=True)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise RecipeError(
             f"the folder {folder} cannot be written to: {error.strerror}. Name another with --out."
         ) from error

@@ -206,7 +206,7 @@ def prepare(
     if classical and (unknown := next((pair.name for pair in sources.pairs if pair.kernel is None), None)):
         raise RecipeError(f"the blur of {unknown!r} is not known, which {classical[0].name} needs. {NEEDS_BLUR}")
     if begin:
-        open_folder(recipe, folder)
+        open_folder(recipe, folder, observer.note)  # what happened to the folder is no part of the run
     if (before.get("dataset") or {}).get("digest", sources.digest) != sources.digest:
         raise RecipeError(
             f"{folder} holds a comparison on other photographs: some were added, removed or changed since. "

@@ -1,11 +1,12 @@
 """What a comparison leaves on disk: models, results to continue from, and the files that the report reads."""
 
+import hashlib
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,20 @@ from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Classical, Contender, Plan
 from veridical.comparison.statistics import INPUT, START
 from veridical.core.errors import DataError, NonFiniteLoss, RecipeError
-from veridical.core.files import atomic_write
+from veridical.core.files import atomic_write, remove_unfinished
 from veridical.deconvolution import Method
 
+
+def remove_unfinished_of(plan: Plan) -> None:
+    """Remove the files that a killed process was about to write into the run."""
+    places = [plan.folder, *(plan.folder / contender.place for contender in plan.contenders)]
+    for place in [*places, *(plan.folder / "images").glob("*")]:
+        remove_unfinished(place)
+
+
 # ---- one training ----
+
+_MODEL = ("model.safetensors", "model.json")
 
 
 def training_identity(plan: Plan, contender: Contender) -> dict[str, str]:
@@ -86,13 +97,48 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "evaluated": _evaluated_as(plan),
         "rows": contender.rows,
         "cost": contender.cost,
+        "files": _hashes(plan, _files_of(plan, contender)),
     }
     write_json(plan.folder / contender.place / "result.json", result)
     plan.store.push(contender.place)
 
 
-def load_result(plan: Plan, contender: Contender) -> bool:
-    """Take over what an earlier call left of this training. True when nothing is left to do for it.
+def _files_of(plan: Plan, contender: Contender) -> list[str]:
+    return _files(plan, contender.place, [] if contender.turn else [contender.slug])
+
+
+def _files(plan: Plan, place: Path | None, shown: Sequence[str]) -> list[str]:
+    """The names, inside the run, of a training's model and of the images in folders of images/."""
+    model = [] if place is None else [(place / name).as_posix() for name in _MODEL]
+    return [*model, *(f"images/{slug}/{image}.png" for slug in shown for image in plan.slugs.values())]
+
+
+def _hashes(plan: Plan, files: Sequence[str]) -> dict[str, str]:
+    """The sha256 of those that are there."""
+    return {name: _sha256(plan.folder / name) for name in files if (plan.folder / name).is_file()}
+
+
+def _damaged(plan: Plan, files: Sequence[str], hashes: object) -> list[str]:
+    """Which files are no longer what they were; a model that was deleted is none: its rows stand."""
+    if not isinstance(hashes, dict):  # of an earlier version
+        return []
+    found = []
+    for name in files:
+        path = plan.folder / name
+        if path.is_file():
+            found += [name] if hashes.get(name, "") != _sha256(path) else []
+        elif path.suffix == ".png" and plan.store.url is None:  # from a storage, images are not copied until needed
+            found.append(name)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = lambda text: None) -> bool:
+    """Take over what an earlier call left of this training. True when nothing is left to do for it. `note` is told of
+    files that are damaged, and made again.
 
     Errors: RecipeError when it was trained in another way.
     """
@@ -118,7 +164,16 @@ def load_result(plan: Plan, contender: Contender) -> bool:
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
-    if contender.status == "trained" and not (path.parent / "model.safetensors").is_file():
+    damaged: list[str] = []
+    if contender.status == "done":
+        damaged = _damaged(plan, _files_of(plan, contender), result.get("files"))
+    elif contender.status == "trained":
+        damaged = _damaged(plan, _files(plan, contender.place, []), result.get("files"))
+    if damaged:
+        note(f"damaged since they were written, and made again: {', '.join(damaged)}")
+        contender.status, contender.rows = "trained", []
+    whole = (path.parent / "model.safetensors").is_file() and not any(Path(name).name in _MODEL for name in damaged)
+    if contender.status == "trained" and not whole:
         contender.status = "waiting"  # the last checkpoint, if it is left, has the same weights
     return contender.status in ("done", "failed")
 
@@ -172,8 +227,10 @@ def _add(
     """Evaluate what is not trained, unless its folder of images holds the rows already."""
     images = plan.folder / "images" / slug
     kept = read_json(images / "rows.json")
+    shown = _files(plan, None, [slug])
     # Not of which start: the run is of one, see plan.prepare.
-    if kept.get("evaluated") != _evaluated_as(plan) or not are_rows(kept.get("rows")):
+    known = kept.get("evaluated") == _evaluated_as(plan) and are_rows(kept.get("rows"))
+    if not known or _damaged(plan, shown, kept.get("files")):
         rows: list[Row] = []
         meter = Meter(plan.device)
         rows_by_image = evaluate(
@@ -190,7 +247,7 @@ def _add(
             rows += of_one
             what = "where training starts" if name == START else name
             observer.doing(f"evaluating {what}", number, len(pairs))
-        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost}
+        kept = {"evaluated": _evaluated_as(plan), "rows": rows, "cost": meter.cost, "files": _hashes(plan, shown)}
         write_json(images / "rows.json", kept)
         plan.store.push(f"images/{slug}")
     found.rows += kept["rows"]
@@ -201,11 +258,14 @@ def input_rows(plan: Plan, observer: Observer) -> list[Row]:
     """The rows of the degraded images, computed once per run and set of metrics."""
     images = plan.folder / "images"
     kept = read_json(images / INPUT / "rows.json")
-    if kept.get("evaluated") == _evaluated_as(plan) and are_rows(kept.get("rows")):
+    shown = _files(plan, None, [INPUT, "truth"])
+    known = kept.get("evaluated") == _evaluated_as(plan) and are_rows(kept.get("rows"))
+    if known and not _damaged(plan, shown, kept.get("files")):
         return list(kept["rows"])
     observer.doing("scoring the degraded images", 0, 1)
     rows = evaluate_input(plan.pairs, plan.metrics, slugs=plan.slugs, images=images, device=plan.device)
-    write_json(images / INPUT / "rows.json", {"evaluated": _evaluated_as(plan), "rows": rows})
+    about = {"evaluated": _evaluated_as(plan), "rows": rows, "files": _hashes(plan, shown)}
+    write_json(images / INPUT / "rows.json", about)
     for slug in (INPUT, "truth"):
         plan.store.push(f"images/{slug}")
     observer.doing("scoring the degraded images", 1, 1)

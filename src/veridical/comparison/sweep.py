@@ -31,6 +31,7 @@ from veridical.comparison.results import (
     failure,
     load_result,
     references,
+    remove_unfinished_of,
     save_model,
     save_result,
     training_identity,
@@ -38,6 +39,7 @@ from veridical.comparison.results import (
 )
 from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
+from veridical.core.lock import locked
 from veridical.losses import files
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
@@ -91,7 +93,7 @@ def compare(
             a cluster, "ray://host:10001". The trainings and the rows are the same as without.
     Errors: VeridicalError, before any training, for whatever is wrong with names, options, files, sizes or weights.
             NonFiniteLoss when every loss diverged; one that does, with any seed, is recorded as failed and the others
-            go on.
+            go on. FolderInUse when another process works in the folder.
     """
     run = choose_folder(recipe, out)
     _compare([("", recipe, run)], observer, leave_out=leave_out, on=on)
@@ -129,11 +131,13 @@ def _compare(
                     f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, "
                     "or let a cluster do it: --on ray."
                 )
+            if _is_chief() and not is_url(run):
+                stack.enter_context(locked(as_path(run), observer.note))
             folder, store = stack.enter_context(opened(run, observer.note))
             plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
             if len(asked) > 1 or on:
                 plan.sources.forget()  # else the photographs of all tasks would be in memory
-            comparisons.append(_Comparison(plan, _command(recipe, run)))
+            comparisons.append(_Comparison(plan, _command(recipe, run), observer))
         _carry_out(comparisons, observer, on)
     if not _is_chief():
         raise SystemExit(0)  # the first process has the results and goes on to the report
@@ -161,9 +165,11 @@ def _carry_out(comparisons: Sequence["_Comparison"], observer: Observer, on: str
 class _Comparison:
     """One comparison while it is carried out. kept: the trainings, by place, of which nothing is left to do."""
 
-    def __init__(self, plan: Plan, command: str) -> None:
+    def __init__(self, plan: Plan, command: str, observer: Observer) -> None:
         self.plan, self.command = plan, command
-        self.kept = {each.place: load_result(plan, each) for each in plan.contenders}
+        if _is_chief():
+            remove_unfinished_of(plan)
+        self.kept = {each.place: load_result(plan, each, observer.note) for each in plan.contenders}
         self._references = References([], {})
         self._stale = False
         self._next = 0.0

@@ -39,6 +39,7 @@ from veridical.comparison.sweep import run_one
 from veridical.core import catalog
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.core.files import atomic_write
+from veridical.core.lock import locked
 from veridical.core.options import check_number, check_whole
 from veridical.losses import Loss, WeightedSum
 from veridical.training.data import generator_for
@@ -117,6 +118,7 @@ def tune(
 
     Args:   out: the folder; one that holds this search is continued, to `trials` trials in all.
     Errors: VeridicalError, before any training, for whatever is wrong. NonFiniteLoss when every trial diverged.
+            FolderInUse.
     """
     check_whole("the number of trials", trials, low=1)
     check_number("the range of the weights", span, low=1.1)
@@ -139,7 +141,20 @@ def tune(
     chosen = choose_folder(recipe, out)
     if not isinstance(chosen, Path):
         raise RecipeError(f"a search is kept in a folder of this machine, but --out is {chosen}.")
-    folder = chosen
+    with locked(chosen, observer.note):
+        return _tune(recipe, chosen, observer, trials=trials, span=span, spec=spec, searched=searched)
+
+
+def _tune(
+    recipe: Recipe,
+    folder: Path,
+    observer: Observer,
+    *,
+    trials: int,
+    span: float,
+    spec: str,
+    searched: tuple[Searched, ...],
+) -> Search:
     known = _known(folder, span)
     plan = prepare(recipe, folder, observer, leave_out=False, validation=True)
     parts = plan.contenders[0].loss
@@ -308,8 +323,8 @@ def _formula(columns: Sequence[Column]) -> str:
 def _known(folder: Path, span: float) -> list[Trial]:
     """The trials that an earlier call has left. Errors: RecipeError when the folder holds something else."""
     about = read_json(folder / FILE)
-    if not about:
-        if (folder / "comparison.json").exists():
+    if not about:  # a damaged file is made again: the trials follow from the seed, and what they came to is beside it
+        if not (folder / FILE).exists() and (folder / "comparison.json").exists():
             raise RecipeError(f"{folder} holds a comparison, not a search. Name another folder with --out.")
         return []
     if not isinstance(about.get("range"), float | int):

@@ -31,3 +31,7 @@ class RecipeError(VeridicalError, ValueError):
 
 class NonFiniteLoss(VeridicalError, ArithmeticError):
     """Training met a NaN or an infinity; the message names the guilty term and the last good checkpoint."""
+
+
+class FolderInUse(VeridicalError, RuntimeError):
+    """Another process works in the folder; the message names it."""

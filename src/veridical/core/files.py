@@ -5,8 +5,10 @@ PNG and TIFF files go through OpenCV. Neither writes 16-bit colour with its prof
 """
 
 import contextlib
+import errno
 import io
 import os
+import re
 import struct
 import threading
 import uuid
@@ -52,6 +54,8 @@ _ABOUT_THE_PHOTOGRAPH = {
         ExifTags.IFD.GPSInfo,
     )
 }
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 # The filters of `warnings` belong to the process, and files are read on several threads.
 _WARNINGS = threading.Lock()
@@ -428,7 +432,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, meets either the old content or the new, never a part of it.
 
     The folder is made when missing. A temporary file in the same folder is written, flushed to the disk and
-    renamed; it is removed when anything fails.
+    renamed; it is removed when anything fails. What is written later is on the disk later, also through a power cut.
     Errors: OSError (no space, no permission) with `filename` set to the path.
     """
     path = Path(path)
@@ -440,9 +444,34 @@ def atomic_write(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last through a power cut, where folders can be flushed: not on Windows, nor on
+    some file systems of networks."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed. Nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -6,6 +6,7 @@ checkpoints/step-00001000/model.safetensors   the model's state_dict
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from veridical.core.errors import RecipeError, VeridicalError
-from veridical.core.untrusted import parse_json, read_file
+from veridical.core.files import flush_folder
+from veridical.core.untrusted import MOST_TEXT_BYTES, parse_json, read_file
 
 MOST_BYTES = 256 * 2**30  # of a file of tensors
 KEEP = 2  # the newest, and the one before in case the newest is damaged
@@ -57,14 +59,15 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/step-00001000 and delete all but the newest KEEP. Returns its path.
+    """Write `folder`/step-00001000 and delete all but the newest KEEP up to it: those of later steps were found
+    damaged, or the run would have gone on from them. Returns its path.
 
     The files are written and flushed in a hidden folder beside it, which is then renamed.
     Errors: StorageError naming path and cause; older checkpoints are then intact and the hidden folder is
             removed.
     """
     path = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f".{path.name}-{uuid.uuid4().hex[:8]}"
+    temporary = _hidden(path)
     with storage(path, last_good=newest(folder)):
         try:
             temporary.mkdir(parents=True)
@@ -82,52 +85,84 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 "versions": {"torch": torch.__version__},
             }
             _write(temporary / "state.json", json.dumps(facts, indent=2).encode())
+            flush_folder(temporary)
             if path.exists():  # damaged, or of an older run of the same length
-                shutil.rmtree(path)
+                path.rename(_hidden(path))
             temporary.rename(path)
-            _flush_folder(folder)
+            flush_folder(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    for old in _paths(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
-    for left in folder.glob(".step-*"):  # by a process that was killed while writing
-        shutil.rmtree(left, ignore_errors=True)
+    tidy(folder, checkpoint.step)
     return path
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Delete all but the newest KEEP up to `step`, and what a killed process has left of those it wrote or deleted."""
+    paths = _paths(folder)
+    kept = [path for number, path in paths if number <= step][-KEEP:]
+    for _, path in paths:
+        if path not in kept:
+            with contextlib.suppress(OSError):  # first out of the way, so that no half of it counts as damaged
+                path.rename(_hidden(path))
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the highest step, unread; None when there is none."""
     paths = _paths(folder)
-    return paths[-1] if paths else None
+    return paths[-1][1] if paths else None
 
 
 def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a message for each damaged one passed over."""
+    """The newest checkpoint that is whole, or None; and a message for each damaged one passed over.
+
+    Errors: StorageError for one that may be whole but cannot be read: to pass over it could throw work away.
+    """
     messages: list[str] = []
-    for path in reversed(_paths(folder)):
+    for _, path in reversed(_paths(folder)):
         try:
             return read(path), messages
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, SafetensorError) as error:
             messages.append(f"the checkpoint {path} is damaged ({error}); going back to the one before.")
+        except OSError as error:
+            raise StorageError(
+                f"cannot read the checkpoint {path}: {error.strerror or error}. Mend that and run the same command to "
+                f"go on; or delete {path} to go on from the one before."
+            ) from error
+    if messages:
+        messages.append(f"no checkpoint in {folder} is whole: starting anew.")
     return None, messages
 
 
 def read(path: Path) -> Checkpoint:
-    """One checkpoint. Errors: OSError, ValueError, KeyError or SafetensorError when it is damaged."""
-    facts = parse_json(read_file(path / "state.json"))
-    if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), dict):
-        raise ValueError("state.json is not what was written")
-    step, seconds, fingerprint = facts["step"], facts["seconds"], facts["fingerprint"]
-    if not isinstance(step, int) or not isinstance(seconds, float | int) or not isinstance(fingerprint, dict):
-        raise ValueError("state.json is not what was written")
+    """One checkpoint. Errors: OSError, ValueError or SafetensorError when it is damaged."""
+    try:
+        facts = parse_json(_contents(path / "state.json", MOST_TEXT_BYTES))
+        step, seconds, fingerprint = int(facts["step"]), float(facts["seconds"]), dict(facts["fingerprint"])
+        hashes = dict(facts["sha256"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"state.json is not what was written: {type(error).__name__} {error}") from error
+    if path.name != f"step-{step:08d}":
+        raise ValueError(f"state.json is that of step {step}")
     tensors = {}
     for name in ("model", "state"):
-        data = read_file(path / f"{name}.safetensors", MOST_BYTES)
-        if hashlib.sha256(data).hexdigest() != facts["sha256"][name]:
+        data = _contents(path / f"{name}.safetensors", MOST_BYTES)
+        if hashlib.sha256(data).hexdigest() != hashes.get(name):
             raise ValueError(f"{name}.safetensors is not what was written: its sha256 differs")
         tensors[name] = safetensors.torch.load(data)
     return Checkpoint(step, seconds, fingerprint, tensors["model"], tensors["state"])
+
+
+def _contents(path: Path, most: int) -> bytes:
+    """A file's bytes. Errors: ValueError for what no checkpoint has, such as a pipe; OSError when it cannot be read."""
+    try:
+        return read_file(path, most)
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            raise ValueError(error.strerror) from error
+        raise
 
 
 def check_fingerprint(checkpoint: Checkpoint, fingerprint: Mapping[str, str], folder: Path) -> None:
@@ -180,12 +215,16 @@ def storage(path: Path, *, last_good: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _paths(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+def _paths(folder: Path) -> list[tuple[int, Path]]:
+    """The step and the folder of finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
+
+
+def _hidden(path: Path) -> Path:
+    """Where a checkpoint is while it is not whole: not yet, or no longer."""
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,14 +243,3 @@ def _write(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be flushed (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

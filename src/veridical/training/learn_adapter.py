@@ -25,7 +25,8 @@ from torch import Tensor
 from veridical import __version__
 from veridical.core.catalog import unknown
 from veridical.core.errors import BadOption, NonFiniteLoss
-from veridical.core.files import atomic_write
+from veridical.core.files import atomic_write, remove_unfinished
+from veridical.core.lock import locked
 from veridical.core.options import check_number, check_whole
 from veridical.features.adapter import Adapter, Base
 from veridical.features.base import Features
@@ -173,11 +174,26 @@ def learn_adapter(
     Args:   triplets, validation: to learn from, and others to say when to stop. weights: file or folder of the network.
             task: noted in the file.
     Errors: BadOption when `out` is there already, or an option is impossible; WeightsMissing; DataError; RecipeError
-            when the folder holds a run of other settings; NonFiniteLoss; StorageError.
+            when the folder holds a run of other settings; FolderInUse; NonFiniteLoss; StorageError.
     """
     settings, watcher = settings or Settings(), watcher or Watcher()
     out = Path(out)
     check_out(out)
+    with locked(run_folder(out), watcher.note):
+        remove_unfinished(run_folder(out))
+        return _learn_adapter(base, triplets, validation, out, settings, weights, task, watcher)
+
+
+def _learn_adapter(
+    base: Base,
+    triplets: Triplets,
+    validation: Triplets,
+    out: Path,
+    settings: Settings,
+    weights: str | Path | None,
+    task: str,
+    watcher: Watcher,
+) -> Learned:
     run = run_folder(out)
     device = choose_device(settings.device)
     features = base.build(weights=weights)

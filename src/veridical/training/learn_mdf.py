@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +33,9 @@ from veridical import __version__
 from veridical.core.catalog import lookup
 from veridical.core.colour import as_rgb
 from veridical.core.errors import BadOption, DataError, NonFiniteLoss
-from veridical.core.files import atomic_write
+from veridical.core.files import atomic_write, remove_unfinished
 from veridical.core.filters import pad
+from veridical.core.lock import locked
 from veridical.core.options import check_choice, check_number, check_whole
 from veridical.degradations import TASKS, degradation
 from veridical.features import mdf as format_
@@ -43,6 +45,7 @@ from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import generator_for, pick
 from veridical.training.device import choose_device
 from veridical.training.learned_file import check_out, run_folder
+from veridical.training.loop import deferred_interrupt
 from veridical.training.singan import REACH, Convolutions, Generator, discriminator, gradient_penalty
 
 # What the paper adds at each scale; tasks that it does not know take their own degradation. None: nothing is added, and
@@ -194,7 +197,8 @@ def learn_mdf(
     """Train MDF's discriminators on seed images, and write them as a file that the loss `mdf` takes.
 
     Beside `to` stands the folder NAME.run, with training.csv, scales.png and, until it is finished, checkpoints, from
-    which a killed call goes on when it is made again.
+    which a killed call goes on when it is made again. Ctrl-C finishes the iteration, saves a checkpoint and then raises
+    KeyboardInterrupt; a second one stops at once.
 
     Args:   images: name, (1 or 3, H, W) in [0, 1] of each seed image. One is enough; of several, each window comes
             from one that is drawn.
@@ -211,7 +215,7 @@ def learn_mdf(
             mosaic turns white into black, which 1 could not mend, and the critic's scores would grow without end.
             iterations: in place of those of the quality. half: write float16.
     Errors: DataError for an image that is too small, BadOption, RecipeError when the unfinished folder is of another
-            call, StorageError, NonFiniteLoss.
+            call, FolderInUse, StorageError, NonFiniteLoss.
     """
     watcher = watcher or Watcher()
     check_out(to)
@@ -230,7 +234,8 @@ def learn_mdf(
         seed=seed,
     )
     learner = _Learner(plan, images, to, choose_device(device), watcher)
-    with torch.random.fork_rng([]):
+    with locked(learner.run_folder, watcher.note), torch.random.fork_rng([]):
+        remove_unfinished(learner.run_folder)
         return learner.run(half=half)
 
 
@@ -331,6 +336,7 @@ class _Learner:
         self.critics: list[Convolutions] = []
         self.generators: list[Generator] = []
         self.rows: list[tuple[float, ...]] = []
+        self.interrupt = threading.Event()
         self.input_errors: list[float] = []  # the mean squared error of each scale's degraded input
 
     # -- the course of the training ------------------------------------------------------------------------
@@ -339,12 +345,11 @@ class _Learner:
         began = time.perf_counter()
         saved = self._load()
         seconds_before = saved.seconds if saved else 0.0
-        first, start = (len(self.critics) - 1, int(self.rows[-1][1])) if saved else (0, 0)
-        for scale in range(first, len(self.plan.widths)):
-            resumed = saved if scale == first else None
-            self._learn_scale(
-                scale, start if resumed else 0, resumed, lambda: seconds_before + time.perf_counter() - began
-            )
+        first = len(self.critics) - 1 if saved else 0
+        with deferred_interrupt(alone=True) as self.interrupt:
+            for scale in range(first, len(self.plan.widths)):
+                resumed = saved if scale == first else None
+                self._learn_scale(scale, resumed, lambda: seconds_before + time.perf_counter() - began)
         seconds = seconds_before + time.perf_counter() - began
         self._draw_picture(self.run_folder / "scales.png")
         self._log()
@@ -352,10 +357,13 @@ class _Learner:
         shutil.rmtree(self.work, ignore_errors=True)
         return Learned(self.to, self.run_folder, self._results(), seconds, sha256)
 
-    def _learn_scale(self, scale: int, start: int, saved: Checkpoint | None, seconds: Callable[[], float]) -> None:
+    def _learn_scale(self, scale: int, saved: Checkpoint | None, seconds: Callable[[], float]) -> None:
         plan, quality = self.plan, self.plan.quality
+        start, sums = 0, torch.zeros(3, device=self.device)
         if saved is None:
             self._add_scale(scale)
+        else:
+            start, sums = int(saved.state["iteration"]), saved.state["sums"].to(self.device)
         critic, generator = self.critics[scale], self.generators[scale]
         optimizers = [torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS) for net in (critic, generator)]
         if saved:
@@ -366,7 +374,6 @@ class _Learner:
             self.input_errors.append(self._input_error(scale, inputs))
         self.watcher.scale(scale, len(plan.widths), plan.sizes[0][scale], quality.iterations, start)
         decay_from = self._decay_from(scale)
-        sums = torch.zeros(3, device=self.device)
         saved_at = time.perf_counter()
         for iteration in itertools.count(start + 1):
             if iteration > self._end(decay_from):
@@ -377,22 +384,27 @@ class _Learner:
                     group["lr"] = lr
             sums += self._iterate(scale, iteration, optimizers, inputs)
             last = iteration == self._end(decay_from)
-            if iteration % LOG_EVERY == 0 or last:
+            logged = iteration % LOG_EVERY == 0 or last
+            stopped = self.interrupt.is_set()
+            if (logged or stopped) and not torch.isfinite(sums).all():
+                raise NonFiniteLoss(
+                    f"scale {scale + 1} became NaN or infinite by iteration {iteration}. The last good state is in "
+                    f"{self.work}. Try another --seed, or a weaker degradation."
+                )
+            if logged:
                 count = iteration - (self.rows[-1][1] if self.rows and self.rows[-1][0] == scale else 0)
                 gap, error, penalty = (sums / count).tolist()
                 sums.zero_()
-                if not math.isfinite(gap + error + penalty):
-                    raise NonFiniteLoss(
-                        f"scale {scale + 1} became NaN or infinite by iteration {iteration}. The last good state is in "
-                        f"{self.work}. Try another --seed, or a weaker degradation."
-                    )
                 self.rows.append((scale, iteration, gap, error, penalty, lr))
                 self.watcher.step(iteration, gap, _psnr(error))
                 decay_from = self._decay_from(scale)
                 last = iteration == self._end(decay_from)
-                if last or time.perf_counter() - saved_at > SAVE_SECONDS:
-                    self._save(optimizers, seconds())
-                    saved_at = time.perf_counter()
+            if last or stopped or (logged and time.perf_counter() - saved_at > SAVE_SECONDS):
+                self._save(scale, iteration, sums, optimizers, seconds())
+                saved_at = time.perf_counter()
+            if stopped:
+                self.watcher.note(f"stopped after iteration {iteration} of scale {scale + 1}, which is saved.")
+                raise KeyboardInterrupt
 
     def _decay_from(self, scale: int) -> int:
         """The iteration after which the learning rate falls: where the scale has converged, or a share of them all."""
@@ -530,7 +542,15 @@ class _Learner:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def _save(self, optimizers: Sequence[torch.optim.Optimizer], seconds: float) -> None:
+    def _save(
+        self,
+        scale: int,
+        iteration: int,
+        sums: Tensor,
+        optimizers: Sequence[torch.optim.Optimizer],
+        seconds: float,
+    ) -> None:
+        before = {int(row[0]): int(row[1]) for row in self.rows if row[0] < scale}  # the last iteration of each
         model = {
             f"{kind}.{k}.{key}": value
             for kind, nets in (("critic", self.critics), ("generator", self.generators))
@@ -540,10 +560,13 @@ class _Learner:
         state = {
             "rows": torch.tensor(self.rows, dtype=torch.float64),
             "inputs": torch.tensor(self.input_errors).double(),
+            "iteration": torch.tensor(iteration),
+            "sums": sums,
         }
         for name, optimizer in zip(("critic", "generator"), optimizers, strict=True):
             state |= {f"{name}.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
-        checkpoints.save(self.work, Checkpoint(len(self.rows), seconds, self.plan.fingerprint(), model, state))
+        step = sum(before.values()) + iteration
+        checkpoints.save(self.work, Checkpoint(step, seconds, self.plan.fingerprint(), model, state))
         self._log()
 
     def _load(self) -> Checkpoint | None:
@@ -553,9 +576,9 @@ class _Learner:
         if saved is None:
             return None
         checkpoints.check_fingerprint(saved, self.plan.fingerprint(), self.work)
-        self.rows = [tuple(row) for row in saved.state["rows"].tolist()]
+        self.rows = [tuple(row) for row in saved.state["rows"].reshape(-1, len(COLUMNS)).tolist()]
         self.input_errors = saved.state["inputs"].tolist()
-        for scale in range(int(self.rows[-1][0]) + 1):
+        for scale in range(len(self.input_errors)):
             blank = torch.Generator()
             critic = discriminator(self.plan.widths[scale], blank)
             mender = Generator(self.plan.widths[scale], blank, span=self.plan.span)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from veridical.core.errors import NonFiniteLoss, RecipeError
+from veridical.core.lock import locked
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
 from veridical.training.data import batches
@@ -121,7 +122,7 @@ def train(
             on_checkpoint: called on the first process whenever a checkpoint is whole.
     Errors: NonFiniteLoss names the guilty term, the step and the last good checkpoint; no checkpoint is made
             after a value that is not finite. RecipeError when the folder holds a run of other settings.
-            StorageError (full disk) names path and cause.
+            StorageError (full disk) names path and cause. FolderInUse when another process trains in the folder.
     """
     observer = observer or Silent()
     fabric = _fabric(settings)
@@ -130,19 +131,23 @@ def train(
     checkpoint_folder = folder / "checkpoints"
     identity = {**(fingerprint or {}), **settings.fingerprint(), **_identity(model, loss)}
 
-    if not resume and chief:
-        _forget(folder)
-    if fabric.world_size > 1:
-        fabric.barrier()  # every process reads the same checkpoints, or none
-    saved, messages = checkpoints.load(checkpoint_folder)
-    for message in messages:
-        watcher.note(message)
-    if saved:
-        checkpoints.check_fingerprint(saved, identity, checkpoint_folder)
-        model.load_state_dict(saved.model)
-    start, seconds_before = (saved.step, saved.seconds) if saved else (0, 0.0)
-
     with contextlib.ExitStack() as stack:
+        if chief:
+            stack.enter_context(locked(folder, watcher.note))
+        if not resume and chief:
+            _forget(folder)
+        if fabric.world_size > 1:
+            fabric.barrier()  # every process reads the same checkpoints, or none
+        saved, messages = checkpoints.load(checkpoint_folder)
+        for message in messages:
+            watcher.note(message)
+        if saved:
+            checkpoints.check_fingerprint(saved, identity, checkpoint_folder)
+            model.load_state_dict(saved.model)
+            if chief and not messages:  # else what others read may be among what would be deleted
+                checkpoints.tidy(checkpoint_folder, saved.step)
+        start, seconds_before = (saved.step, saved.seconds) if saved else (0, 0.0)
+
         stack.enter_context(torch.random.fork_rng(_accelerators(fabric.device)))
         torch.manual_seed(settings.seed)  # of dropout, for models that have any
         trained, optimizer = fabric.setup(model, make_optimizer(settings, model.parameters()))
@@ -162,9 +167,11 @@ def train(
         rows = None
         if chief:
             with storage(folder, last_good=checkpoints.newest(checkpoint_folder)):
-                rows = stack.enter_context(TrainingRows(folder, start_step=start, note=watcher.note))
+                rows = TrainingRows(folder, start_step=start, note=watcher.note)
         sentinel = _Sentinel(fabric.device, fabric.world_size)
         means = _Means()
+        if saved:
+            means.go_on(saved.part("means"), fabric.device)
         values: dict[str, float] = rows.last_terms if rows else {}
 
         def last_good() -> Path | None:
@@ -177,7 +184,11 @@ def train(
             state |= {f"optimizer.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
             state |= {f"ema.{key}": value for key, value in (average.weights if average else {}).items()}
             state |= {f"random.{key}": value for key, value in _random_state(fabric.device).items()}
+            state |= {f"means.{key}": value for key, value in means.state().items()}
             seconds = seconds_before + time.perf_counter() - started
+            if rows:
+                with storage(rows.path, last_good=last_good()):
+                    rows.flush()
             checkpoints.save(checkpoint_folder, Checkpoint(step, seconds, identity, model.state_dict(), state))
             if on_checkpoint:
                 on_checkpoint()
@@ -194,7 +205,7 @@ def train(
         )
         on_cpu = fabric.device.type == "cpu"
         watcher.started(settings.steps, start)
-        window = time.perf_counter()
+        window, first = time.perf_counter(), start  # of the rate: since when, and after which step
 
         for step, (degraded, sharp) in enumerate(stream, start=start + 1):
             degraded = degraded.to(fabric.device, non_blocking=True)  # (B, C, H, W)
@@ -225,13 +236,13 @@ def train(
             means.add(total, terms, learned)
             if on_cpu or logged:
                 mean, values, learned_values = means.read()
-                rate = means.count / max(time.perf_counter() - window, 1e-9)
+                rate = (step - first) / max(time.perf_counter() - window, 1e-9)
                 if logged:
                     if rows:
                         with storage(rows.path, last_good=last_good()):
                             rows.add(step, mean, values, learned=learned_values, lr=lr, rate=rate)
                     means = _Means()
-                    window = time.perf_counter()
+                    window, first = time.perf_counter(), step
                 watcher.step(step, mean, values, rate)
             if due or interrupt.is_set():
                 save(step)
@@ -422,6 +433,14 @@ class _Means:
         values = torch.stack([value.detach().float() for value in (total, *terms.values(), *learned.values())])
         self._sum = values if self._sum is None else self._sum + values
         self.count += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, so that a row of training.csv does not tell where a run was stopped."""
+        return {} if self._sum is None else {"sum": self._sum, "count": torch.tensor(self.count)}
+
+    def go_on(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        if state:
+            self._sum, self.count = state["sum"].to(device), int(state["count"])
 
     def read(self) -> tuple[float, dict[str, float], dict[str, float]]:
         assert self._sum is not None
