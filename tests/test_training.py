@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.processes import run_script
 from veridical.core.errors import NonFiniteLoss, RecipeError
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, StorageError
 from veridical.training.loop import TrainingResult, train
+from veridical.training.nonfinite import Sentinel
 from veridical.training.settings import Settings
 
 
@@ -217,14 +219,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path):
     torch.manual_seed(0)
     model = nn.Conv2d(3, 3, 3, padding=1)
     train(model, PlainL1(), TinySamples(), replace(SETTINGS, steps=8), tmp_path / "alone")
-    script = tmp_path / "two.py"  # the second process runs the same file again, so it must be one
-    script.write_text(_TWO)
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        check=True,
-        capture_output=True,
-    )
+    run_script(tmp_path, _TWO, str(tmp_path))
     for folder in ("once", "again"):
         saved = checkpoints.read(tmp_path / folder / "checkpoints" / "step-00000008")
         torch.testing.assert_close(saved.part("ema")["weight"], model.weight.detach(), rtol=0, atol=1e-6)
@@ -436,16 +431,15 @@ def test_a_gradient_that_becomes_nan_is_named_by_its_term(tmp_path: Path):
 
 def test_a_late_look_still_names_the_first_bad_step():
     """On an accelerator the loop looks rarely; the sentinel must remember."""
-    from veridical.training.loop import _Sentinel
-
-    sentinel = _Sentinel(torch.device("cpu"), 1)
+    sentinel = Sentinel()
     good, bad = torch.tensor(1.0), torch.tensor(float("inf"))
     sentinel.see(1, good, {"a": good, "b": good}, good, {})
-    sentinel.check(lambda: None, list)
+    assert sentinel.look() == (None, False)
     sentinel.see(2, bad, {"a": good, "b": bad}, bad, {})
     sentinel.see(3, bad, {"a": bad, "b": bad}, bad, {})
-    with pytest.raises(NonFiniteLoss, match="the term b became NaN or infinite at step 2"):
-        sentinel.check(lambda: None, list)
+    fault, _ = sentinel.look()
+    assert fault is not None
+    assert (fault.step, fault.said()) == (2, "the term b became NaN or infinite")
 
 
 def small_checkpoint(step: int, size: int = 10) -> Checkpoint:
