@@ -1,5 +1,6 @@
 """Scripts in processes of their own, as a training on several devices starts them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,10 +34,8 @@ def end(process: subprocess.Popen[str], *, timeout: float = 120) -> tuple[str, s
 
 def with_children(process: subprocess.Popen[str], number: int) -> None:
     """Signal it and all that it has started, as a terminal does."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def run_script(folder: Path, code: str, *arguments: str, timeout: float = 120) -> str:

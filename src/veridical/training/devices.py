@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,13 @@ class Group:
         distributed.all_reduce(result, how)
         return result.to(values.device)
 
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give the tensors of the first process to all, in place of their own of the same shapes."""
+        for tensor in tensors if self.size > 1 else ():
+            there = tensor.detach().to(self.device)
+            distributed.broadcast(there, src=0)
+            tensor.detach().copy_(there)
+
     def texts(self, text: str) -> list[str]:
         """The text of every process, by rank, in each of them."""
         if self.size == 1:
@@ -110,7 +117,8 @@ def first_alone() -> Iterator[None]:
     """The first process goes through the body before the others: it makes what all of them need."""
     members = group()
     if members.rank:
-        members.barrier()
+        with together():
+            members.barrier()
     try:
         yield
     finally:
