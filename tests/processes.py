@@ -24,10 +24,14 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def end(process: subprocess.Popen[str], *, timeout: float = 120) -> tuple[str, str]:
+def end(process: subprocess.Popen[str], *, timeout: float = 300) -> tuple[str, str]:
     """What it has printed: stdout and stderr. Whatever is left of its group after `timeout` is killed."""
     try:
         return process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        with_children(process, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"not ended after {timeout} s:\n{out}\n{err}") from None
     finally:
         with_children(process, signal.SIGKILL)
 
@@ -38,7 +42,7 @@ def with_children(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def run_script(folder: Path, code: str, *arguments: str, timeout: float = 120) -> str:
+def run_script(folder: Path, code: str, *arguments: str, timeout: float = 300) -> str:
     """Run `code` as a file, which further processes run again; what it has printed. Fails when it does."""
     script = folder / "script.py"
     script.write_text(code)

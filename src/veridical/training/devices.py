@@ -102,11 +102,12 @@ def join(settings: Settings) -> Group:
 
     Errors: RecipeError when other numbers of processes were started than the settings say.
     """
-    if settings.processes > 1 and not distributed.is_initialized() and _started_outside():
+    if settings.processes > 1 and group().size == 1 and _started_outside():
         make_fabric(settings)
-    elif settings.processes == 1 and distributed.is_torchelastic_launched() and _world_size() > 1:
+    started = os.environ.get("WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    if settings.processes == 1 and started != "1":
         raise RecipeError(
-            f"{_world_size()} processes were started together, but training.devices * training.nodes is 1. "
+            f"{started} processes were started together, but training.devices * training.nodes is 1. "
             "Set training.devices (--devices) to the processes on each machine, and training.nodes."
         )
     return group()
@@ -135,10 +136,6 @@ def check_same(what: str, seen: str) -> None:
             f"the processes that train together see different {what}: the first {texts[0]}, process {other} "
             f"{texts[other]}. The run folder must be on storage that all of them share."
         )
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _started_outside() -> bool:

@@ -271,7 +271,8 @@ def train(
             elif not alone:
                 stop = False  # all of them stop at one that all of them look at
             if fault:
-                what, detail = inquiry.report(fault, parts, step)
+                closer = not undo or skipped.tells
+                what, detail = inquiry.report(fault, parts, step) if closer else (fault.said(), "")
                 if not undo:
                     raise stopped(what, detail, last_good())
                 undo.back()

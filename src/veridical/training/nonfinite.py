@@ -171,17 +171,16 @@ class Inquiry:
                            "to tell in which layer it began")  # fmt: skip
         with self._undisturbed():
             self.counters.back()
-            place = 0
-            for degraded, sharp in parts:
-                own = names[place : place + len(degraded)]
-                place += len(degraded)
-                layer, prediction = self._first_layer(degraded)
+            for number, (degraded, sharp) in enumerate(parts):
+                own = names[number * len(degraded) : (number + 1) * len(degraded)]
+                layer, broken, prediction = self._first_layer(degraded)
                 if layer:
-                    broken = [not torch.isfinite(image).all() for image in prediction]
-                    listed = _listed(own, broken) if any(broken) else _listed(own)
+                    listed = _listed(own, broken)
                     return Finding(
                         2, f"The first layer whose output is not finite is {layer}, at the image of {listed}"
                     )
+                if fault.terms and any(broken := self._broken(prediction, sharp)):
+                    return Finding(2, f"It began at the image of {_listed(own, broken)}")
                 if fault.of_gradients and (guilty := self._guilty(prediction, sharp)):
                     return Finding(2, f"The batch was of {_listed(own)}", guilty)
         batch = f"The batch was of {_listed(names)}"
@@ -191,15 +190,20 @@ class Inquiry:
         return Finding(int(fault.own), batch)
 
     @torch.no_grad()
-    def _first_layer(self, degraded: Tensor) -> tuple[str, Tensor]:
-        """The first module, in the order of their work, whose output is not finite, or ""; and the prediction."""
-        found: list[str] = []
+    def _first_layer(self, degraded: Tensor) -> tuple[str, list[bool], Tensor]:
+        """The first module, in the order of their work, whose output is not finite, or "", and for which images; and
+        the prediction."""
+        found: list[tuple[str, list[bool]]] = []
 
         def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def look(module: nn.Module, inputs: Any, output: Any) -> None:
                 del inputs
-                if not found and not all(torch.isfinite(each).all() for each in _tensors(output)):
-                    found.append(f"{name or 'the model itself'} ({type(module).__name__})")
+                broken = [each for each in _tensors(output) if not torch.isfinite(each).all()]
+                if found or not broken:
+                    return
+                by_image = len(broken[0]) == len(degraded) if broken[0].ndim else False
+                images = [not torch.isfinite(one).all() for one in broken[0]] if by_image else [True] * len(degraded)
+                found.append((f"{name or 'the model itself'} ({type(module).__name__})", images))
 
             return look
 
@@ -210,7 +214,18 @@ class Inquiry:
         finally:
             for hook in hooks:
                 hook.remove()
-        return (found[0] if found else ""), prediction
+        return *(found[0] if found else ("", [])), prediction
+
+    @torch.no_grad()
+    def _broken(self, prediction: Tensor, sharp: Tensor) -> list[bool]:
+        """For each image, whether a term of it alone is not finite."""
+        found = []
+        for one, truth in zip(prediction.split(1), sharp.split(1), strict=True):
+            self.counters.back()
+            with self.autocast():
+                terms = self.loss.terms(one, truth)
+            found.append(not all(torch.isfinite(term) for term in terms.values()))
+        return found
 
     def _guilty(self, prediction: Tensor, sharp: Tensor) -> list[str]:
         """The terms whose own gradient with respect to the prediction is not finite."""
@@ -301,6 +316,11 @@ class Skipped:
     def __init__(self, state: Mapping[str, Tensor] | None = None) -> None:
         counts = (state or {}).get("steps")
         self.total, self.in_a_row = (0, 0) if counts is None else [int(count) for count in counts]
+
+    @property
+    def tells(self) -> bool:
+        """Whether more than the count of the next one is wanted."""
+        return self.total < NAMED or self.in_a_row + 1 >= IN_A_ROW
 
     @property
     def state(self) -> dict[str, Tensor]:
