@@ -1,7 +1,8 @@
 """Training on several devices, and in parts: the same samples, the same draws, the same steps; real processes, on CPUs.
 
-A step may differ from that of one process by the order of summation alone. The largest difference of a weight, of up to
-0.5, after 3 steps of plain gradient descent was 6e-8 over all losses here; 3e-7 is allowed.
+A step may differ from that of one process by the order of summation alone. After 3 steps of plain gradient descent, which
+move weights by 6e-3 to 6e-2, the largest difference was 1.2e-7; of l1, whose gradients are all of one size, so that their
+rounding adds up, 1.3e-6. Twice as much and a little more is allowed.
 """
 
 import json
@@ -30,9 +31,20 @@ from veridical.training.data import Photograph, evaluation_photographs
 from veridical.training.loop import Silent, train
 from veridical.training.settings import Settings
 
-ATOL = 3e-7
+ATOL = {"l1": 3e-6}
+OTHERS = 3e-7
 LOSSES = ("l1", "ssim", "mdf(task=denoise)", "spl-a", "l1 + auto(batches=2)*ssim")
-SETTINGS = Settings(steps=3, batch_size=8, crop=32, lr=0.1, optimizer="sgd", momentum=0.0, device="cpu", log_every=2)
+SETTINGS = Settings(
+    steps=3,
+    batch_size=8,
+    crop=32,
+    lr=0.05,
+    optimizer="sgd",
+    momentum=0.0,
+    clip_gradient=1.0,
+    device="cpu",
+    log_every=2,
+)
 LONG = replace(SETTINGS, steps=40, lr=1e-3, optimizer="adam", ema=0.9, batch_size=4, checkpoint_every=10, devices=2)
 
 
@@ -227,7 +239,8 @@ def test_processes_see_the_samples_of_one_in_its_order(world: int, worlds, alone
 def test_a_step_is_the_same_however_its_batch_is_shared(spec: str, worlds, alone, tmp_path: Path):
     expected = alone[spec][0]
     start = small_model().state_dict()
-    assert max((expected[key] - start[key]).abs().max() for key in expected) > 1000 * ATOL
+    atol = ATOL.get(spec, OTHERS)
+    assert max((expected[key] - start[key]).abs().max() for key in expected) > 1000 * atol
     others = {f"in {n} parts": trained(tmp_path / str(n), spec, replace(SETTINGS, accumulate=n))[0] for n in (2, 4, 8)}
     for world, folder in worlds.items():
         for rank in range(world):
@@ -237,7 +250,7 @@ def test_a_step_is_the_same_however_its_batch_is_shared(spec: str, worlds, alone
         name: max((weights[key] - expected[key]).abs().max().item() for key in expected)
         for name, weights in others.items()
     }
-    assert max(largest.values()) <= ATOL, largest
+    assert max(largest.values()) <= atol, largest
 
 
 def test_a_random_loss_draws_once_for_all_parts_and_processes(worlds, alone):
@@ -282,7 +295,7 @@ def test_a_step_is_left_out_by_all_processes(worlds, tmp_path: Path):
     for rank in (0, 1):
         found = load_file(worlds[2] / f"skipped{rank}.safetensors")
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=ATOL)
+            torch.testing.assert_close(found[key], value, rtol=0, atol=OTHERS)
 
 
 def test_images_are_evaluated_once_each_and_all_processes_know_all_values(worlds, tmp_path: Path):
@@ -368,18 +381,9 @@ def test_torchrun_compares_in_two_processes(tmp_path: Path):
     evaluate_on = write_photographs(tmp_path / "evaluate", 3, seed=7)
     overrides = ('losses=["l1", "spl-a"]', f"data.evaluate={evaluate_on}", "training.devices=2")
     (tmp_path / "recipe.toml").write_text(quick_recipe(train_on, *overrides).to_toml())
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "veridical",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(
-        [*command, "-m", "veridical", "compare", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+        [*launcher, "-m", "veridical", "compare", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
     )
     out, err = end(process)
     assert process.returncode == 0, err
@@ -397,6 +401,8 @@ def test_torchrun_compares_in_two_processes(tmp_path: Path):
 def test_other_processes_than_the_settings_say_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match=r"3 processes were started together.*Set training\.devices"):
         devices.join(SETTINGS)
     with pytest.raises(
