@@ -1,8 +1,8 @@
 """Training on several devices, and in parts: the same samples, the same draws, the same steps; real processes, on CPUs.
 
 A step may differ from that of one process by the order of summation alone. After 3 steps of plain gradient descent,
-which move weights by 6e-3 to 6e-2, the largest difference was 1.2e-7; of l1, whose gradients are all of one size, so that
-their rounding adds up, 1.3e-6. Twice as much and a little more is allowed.
+which move weights by 6e-3 to 6e-2, the largest difference was 1.2e-7; of l1, whose gradients are all of one size, so
+that their rounding adds up, 1.3e-6. Twice as much and a little more is allowed.
 """
 
 import json
