@@ -24,7 +24,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def end(process: subprocess.Popen[str], *, timeout: float = 300) -> tuple[str, str]:
+def end(process: subprocess.Popen[str], *, timeout: float = 600) -> tuple[str, str]:
     """What it has printed: stdout and stderr. Whatever is left of its group after `timeout` is killed."""
     try:
         return process.communicate(timeout=timeout)
@@ -42,7 +42,7 @@ def with_children(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def run_script(folder: Path, code: str, *arguments: str, timeout: float = 300) -> str:
+def run_script(folder: Path, code: str, *arguments: str, timeout: float = 600) -> str:
     """Run `code` as a file, which further processes run again; what it has printed. Fails when it does."""
     script = folder / "script.py"
     script.write_text(code)

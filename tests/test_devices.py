@@ -33,7 +33,8 @@ from veridical.training.settings import Settings
 
 ATOL = {"l1": 3e-6}
 OTHERS = 3e-7
-LOSSES = ("l1", "ssim", "mdf(task=denoise)", "spl-a", "l1 + auto(batches=2)*ssim")
+SLOW = "mdf(task=denoise)"
+LOSSES = ("l1", "ssim", SLOW, "spl-a", "l1 + auto(batches=2)*ssim")
 SETTINGS = Settings(
     steps=3,
     batch_size=8,
@@ -115,6 +116,24 @@ def _heard(network: StochasticNetwork, draws: list[Tensor]):
     return heard
 
 
+class TwoHeads(nn.Module):
+    """Two stages, each with a head of its own."""
+
+    stage_weights = (0.5, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.first, self.second = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def stages(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.body(image)
+        return self.first(features), self.second(features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.stages(image)[-1]
+
+
 def photographs(count: int = 5) -> list[Photograph]:
     return [
         Photograph(f"p{k}", torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(k))) for k in range(count)
@@ -162,7 +181,7 @@ def in_processes(out: Path, world: int) -> None:
     settings = replace(SETTINGS, devices=world)
     found: dict[str, Tensor] = {}
     for spec in LOSSES:
-        for parts in (1, 2):
+        for parts in (1, 2) if spec != SLOW or world == 2 else ():
             workers = 2 if spec == "l1" and parts == 1 else 0
             changed = replace(settings, accumulate=parts, workers=workers)
             weights, seen = trained(out / f"{slug(spec)}-{parts}", spec, changed)
@@ -178,6 +197,10 @@ def in_processes(out: Path, world: int) -> None:
     messages["skip"], skipped = skipping(out / "skip", touchy)
     save_file(skipped, out / f"skipped{rank}.safetensors")
     messages["hole"] = message_of(lambda: evaluated(out, Hole(blurred("p3"))))
+    for stages in ("authors", "last"):  # then a head is without a gradient
+        changed = replace(settings, accumulate=2, stages=stages)
+        name = f"stages-{stages}"
+        messages[name] = message_of(lambda: train(TwoHeads(), veridical.loss("l1"), Samples(), changed, out / name))  # noqa: B023
     messages["twice"] = message_of(lambda: evaluated(out, nn.Identity(), twice=True))
     messages["rows"] = evaluated(out, nn.Identity())
     (out / f"rank{rank}.json").write_text(json.dumps(messages))
@@ -212,10 +235,14 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def alone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(alone_folder: Path) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """One process, whole batches."""
-    folder = tmp_path_factory.mktemp("alone")
-    return {spec: trained(folder / slug(spec), spec, SETTINGS) for spec in LOSSES}
+    return {spec: trained(alone_folder / slug(spec), spec, SETTINGS) for spec in LOSSES}
 
 
 def of(found: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -239,11 +266,11 @@ def test_processes_see_the_samples_of_one_in_its_order(world: int, worlds, alone
 def test_a_step_is_the_same_however_its_batch_is_shared(spec: str, worlds, alone, tmp_path: Path):
     expected = alone[spec][0]
     start = small_model().state_dict()
-    atol = ATOL.get(spec, OTHERS)
+    atol, parts = ATOL.get(spec, OTHERS), (4,) if spec == SLOW else (2, 4, 8)
     assert max((expected[key] - start[key]).abs().max() for key in expected) > 1000 * atol
-    others = {f"in {n} parts": trained(tmp_path / str(n), spec, replace(SETTINGS, accumulate=n))[0] for n in (2, 4, 8)}
+    others = {f"in {n} parts": trained(tmp_path / str(n), spec, replace(SETTINGS, accumulate=n))[0] for n in parts}
     for world, folder in worlds.items():
-        for rank in range(world):
+        for rank in range(world if spec != SLOW or world == 2 else 0):
             found = load_file(folder / f"rank{rank}.safetensors")
             others |= {f"{world} x {p}, {rank}": of(found, f"{spec}/{p}/weights/") for p in (1, 2)}
     largest = {
@@ -305,6 +332,29 @@ def test_images_are_evaluated_once_each_and_all_processes_know_all_values(worlds
         assert json.loads((worlds[2] / f"rank{rank}.json").read_text())["rows"] == expected
     names = sorted(path.name for path in (worlds[2] / "images").iterdir())
     assert names == [f"p{k}.png" for k in range(5)]
+
+
+def test_models_of_several_stages_train_whether_all_of_them_count_or_not(worlds, tmp_path: Path):
+    messages = json.loads((worlds[2] / "rank0.json").read_text())
+    for stages in ("authors", "last"):
+        assert messages[f"stages-{stages}"] == "no error"
+        model = TwoHeads()
+        train(model, veridical.loss("l1"), Samples(), replace(SETTINGS, stages=stages), tmp_path / stages)
+        saved = checkpoints.newest(worlds[2] / f"stages-{stages}" / "checkpoints")
+        assert saved is not None
+        for key, value in checkpoints.read(saved).model.items():
+            torch.testing.assert_close(value, model.state_dict()[key], rtol=0, atol=ATOL["l1"])
+
+
+def test_rows_are_means_over_the_processes_and_the_parts(worlds, alone, alone_folder: Path):
+    assert alone  # has filled the folder
+    expected, *others = (
+        pl.read_csv(folder / "training.csv").drop("rate")
+        for folder in (alone_folder / "ssim", worlds[2] / "ssim-1", worlds[4] / "ssim-2")
+    )
+    for rows in others:
+        for name in rows.columns:
+            assert rows[name].to_list() == pytest.approx(expected[name].to_list(), rel=1e-5)
 
 
 def test_an_error_at_one_image_is_that_of_all_processes(worlds):

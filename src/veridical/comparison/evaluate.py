@@ -248,7 +248,7 @@ def evaluate_together(
         if members.size == 1:
             raise
         error = caught
-    with together(lambda: None):
+    with together():
         _raise_alike(members.texts(f"{type(error).__name__}: {error}" if error else ""), error)
         values, times = members.total(values), members.total(times)
     wrong = [name for name, place in places.items() if times[place] != 1]

@@ -456,8 +456,8 @@ def share_of(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) 
 
 def names_of(samples: Dataset[tuple[Tensor, Tensor]], place: range) -> list[str]:
     """The files of samples, as far as they are known."""
-    name: Callable[[int], str] = getattr(samples, "name", lambda index: f"sample {index}")
-    return [name(index) for index in place]
+    name = getattr(samples, "name", None)
+    return [name(index) if callable(name) else f"sample {index}" for index in place]
 
 
 def batches(

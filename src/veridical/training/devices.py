@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,11 +140,9 @@ def check_same(what: str, seen: str) -> None:
 
 
 def _started_outside() -> bool:
-    try:
-        from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-    except ImportError:
-        return False
-    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    """Whether torchrun or srun has started this process; an interactive job of SLURM has but reserved the machine."""
+    by_srun = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    return "TORCHELASTIC_RUN_ID" in os.environ or by_srun
 
 
 # -- Fabric ---------------------------------------------------------------------------------------------
@@ -198,13 +197,15 @@ def make_fabric(settings: Settings, *, all_used: bool = True) -> Any:
             f"training.nodes is {settings.nodes}, but this process was started alone. Start all of them with torchrun "
             f"or srun: torchrun --nnodes {settings.nodes} --nproc-per-node {settings.devices} ... -m veridical ..."
         )
-    fabric = Fabric(
-        accelerator=choose_device(settings.device, count=settings.devices).type,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,  # type: ignore[arg-type] # checked by Settings
-        strategy=DDPStrategy(find_unused_parameters=not all_used) if settings.processes > 1 else "auto",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
+        fabric = Fabric(
+            accelerator=choose_device(settings.device, count=settings.devices).type,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            precision=settings.precision,  # type: ignore[arg-type] # checked by Settings
+            strategy=DDPStrategy(find_unused_parameters=not all_used) if settings.processes > 1 else "auto",
+        )
     if settings.processes > 1:
         try:
             fabric.launch()
@@ -284,26 +285,31 @@ _AGAIN = "Run the same command again to go on."
 
 
 @contextlib.contextmanager
-def together(last_good: Callable[[], Path | None]) -> Iterator[None]:
-    """Turn what breaks when another process is gone, or this one alone cannot go on, into an error that says so."""
+def together(last_good: Callable[[], Path | None] | None = None) -> Iterator[None]:
+    """Turn what breaks when another process is gone, or this one alone cannot go on, into an error that says so.
+
+    Args: last_good: the checkpoint to go on from, in a training.
+    """
     members = group()
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if members.size == 1 or isinstance(error, VeridicalError):
             raise
-        path = last_good()
-        kept = f"The last good checkpoint is {path}." if path else "There is no checkpoint yet."
+        kept = ""
+        if last_good:
+            path = last_good()
+            kept = f"The last good checkpoint is {path}. " if path else "There is no checkpoint yet. "
         if isinstance(error, torch.OutOfMemoryError):
             raise ProcessLost(
-                f"the device of process {members.rank} of {members.size} has too little memory. {kept} Try a larger "
+                f"the device of process {members.rank} of {members.size} has too little memory. {kept}Try a larger "
                 "training.accumulate, a smaller training.batch_size or training.crop."
             ) from error
         if not any(word in str(error).lower() for word in _BROKEN):
             raise
         lost = _who_is_lost() or f"another process has ended or does not answer ({str(error).splitlines()[0]})"
         _watch.end()
-        raise ProcessLost(f"{lost}; the others cannot train without it. {kept} {_AGAIN}") from error
+        raise ProcessLost(f"{lost}; the others cannot go on without it. {kept}{_AGAIN}") from error
 
 
 def _who_is_lost() -> str | None:
