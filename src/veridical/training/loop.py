@@ -134,7 +134,7 @@ def train(
     Errors: NonFiniteLoss names the guilty term, the layer, the photographs, the step and the last good checkpoint; no
             checkpoint is made after a value that is not finite. RecipeError when the folder holds a run of other
             settings. DataError when a photograph has vanished. StorageError (full disk) names path and cause.
-            ProcessLost when another of the processes has ended. FolderInUse when another training goes on in the folder.
+            ProcessLost when another of the processes has ended. FolderInUse when another trains in it.
     """
     observer = observer or Silent()
     weights = stage_weights(model, settings.stages)
