@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 import veridical
 from tests.photographs import quick_recipe, write_photographs
+from tests.processes import run_script
 from veridical.comparison import report
 from veridical.comparison.sweep import Observer, compare
 from veridical.core.errors import BadOption, NonFiniteLoss, UnknownName, VeridicalError
@@ -348,17 +346,16 @@ def plain_model() -> nn.Module:
     return nn.Conv2d(3, 3, 3, padding=1)
 
 
-def test_two_processes_agree_on_the_mean_of_what_each_has_measured(tmp_path):
+def test_two_processes_agree_on_the_weight_that_one_finds(tmp_path):
     """Each sees one sample of every batch of two."""
-    script = tmp_path / "two.py"  # the second process runs the same file again, so it must be one
-    script.write_text(_TWO)
-    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, str(script), str(tmp_path)], env=os.environ | path, check=True, capture_output=True)
+    run_script(tmp_path, _TWO, str(tmp_path))
     found = [float((tmp_path / rank).read_text()) for rank in "01"]
     network = plain_model()
     norms = {"l1": 0.0, "l2": 0.0}
-    for index in range(6):
-        degraded, sharp = (image[None] for image in Samples()[index])
+    for step in range(3):
+        degraded, sharp = (
+            torch.stack(images) for images in zip(*(Samples()[2 * step + k] for k in (0, 1)), strict=True)
+        )
         for name in norms:
             norms[name] += norm(veridical.loss(name), network(degraded).detach(), sharp)
     assert found[0] == found[1] == pytest.approx(norms["l1"] / norms["l2"], rel=1e-3)

@@ -1,6 +1,8 @@
 """Samples: the same whatever the workers, cut from where they say, and never stopped by one bad file."""
 
 import copy
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 from torch import Tensor
+from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.shared import shared_data
 from veridical.core.errors import DataError
@@ -25,6 +29,7 @@ from veridical.training.data import (
     evaluation_photographs,
     generator_for,
     hold_out,
+    names_of,
     pairs_in,
     photographs_in,
 )
@@ -546,3 +551,55 @@ def test_the_demo_has_photographs_to_train_on_and_others_to_judge_by():
         assert image.shape == (3, EVALUATE_PX, EVALUATE_PX)
         assert 0 <= float(image.min()) < float(image.max()) <= 1
     assert set(credits()) == set(dict(train)) | set(dict(evaluate))
+
+
+# -- when a worker ends ---------------------------------------------------------------------------------
+
+
+class Deadly(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Kills the process that makes sample 5, as the kernel does when memory runs out: so many times."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self.folder, self.times = folder, times
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        died = len(list(self.folder.iterdir()))
+        if index == 5 and died < self.times and get_worker_info() is not None:
+            (self.folder / str(died)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        sharp = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(index))
+        return 0.5 * sharp, sharp
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_killed_worker_costs_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int):
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))  # else 5 s until noticed
+    notes: list[str] = []
+    before = signal.getsignal(signal.SIGCHLD)
+    samples = Deadly(tmp_path, times)
+    shared = list(batches(samples, batch_size=2, start_step=0, steps=6, workers=2, note=notes.append))
+    expected = list(batches(samples, batch_size=2, start_step=0, steps=6))
+    assert len(shared) == 6
+    assert all(same(a, b) for a, b in zip(shared, expected, strict=True))
+    assert signal.getsignal(signal.SIGCHLD) == before  # torch's handler would raise in the middle of a step
+    assert len(notes) == times
+    assert all("was killed, probably by the kernel as memory ran out, before step" in note for note in notes)
+    assert ("made again between the steps from now on" in notes[-1]) == (times == 3)
+
+
+def test_a_file_that_vanishes_is_named_by_what_a_worker_says(folder: Path):
+    samples = TrainingSamples(photographs_in(folder), Noise(), crop=16, seed=1, cache_bytes=0)
+    for path in (folder / "a.png", folder / "f.png", folder / "b" / "c.png", folder / "b" / "d" / "e.tif"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"^cannot read [^\n]*: No such file or directory\.$"):
+        next(batches(samples, batch_size=2, start_step=0, steps=1, workers=1))
+
+
+def test_the_photograph_of_a_sample_is_known_without_reading_it(folder: Path):
+    samples = TrainingSamples(photographs_in(folder), Noise(), crop=40, seed=1, flips=False)
+    images = {str(photo.source): samples.store.whole(photo) for photo in photographs_in(folder)}
+    names = names_of(samples, range(12))
+    assert len(set(names)) == 4
+    for index, name in enumerate(names):
+        row = samples[index][1][0, :, 0]
+        assert any(torch.equal(row, column) for column in images[name][0].T)

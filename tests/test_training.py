@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,11 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from veridical.core.errors import NonFiniteLoss, RecipeError
+from tests.processes import run_script
+from veridical.core.errors import DataError, NonFiniteLoss, RecipeError
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, StorageError
 from veridical.training.loop import TrainingResult, train
+from veridical.training.nonfinite import Sentinel
 from veridical.training.settings import Settings
 
 
@@ -217,14 +221,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path):
     torch.manual_seed(0)
     model = nn.Conv2d(3, 3, 3, padding=1)
     train(model, PlainL1(), TinySamples(), replace(SETTINGS, steps=8), tmp_path / "alone")
-    script = tmp_path / "two.py"  # the second process runs the same file again, so it must be one
-    script.write_text(_TWO)
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        check=True,
-        capture_output=True,
-    )
+    run_script(tmp_path, _TWO, str(tmp_path))
     for folder in ("once", "again"):
         saved = checkpoints.read(tmp_path / folder / "checkpoints" / "step-00000008")
         torch.testing.assert_close(saved.part("ema")["weight"], model.weight.detach(), rtol=0, atol=1e-6)
@@ -281,9 +278,12 @@ def test_goes_on_after_a_kill_to_bit_equal_weights(tmp_path: Path, whole: tuple[
     assert without_rate(rows(tmp_path)) == without_rate(rows(whole[2]))  # also step 12's, a mean over both processes
 
 
-def test_ctrl_c_saves_the_last_finished_step(tmp_path: Path, whole: tuple[nn.Module, TrainingResult, Path]):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # the latter comes from a cluster
+def test_ctrl_c_saves_the_last_finished_step(
+    number: signal.Signals, tmp_path: Path, whole: tuple[nn.Module, TrainingResult, Path]
+):
     process = _start(tmp_path)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode in (
         1,
@@ -436,16 +436,51 @@ def test_a_gradient_that_becomes_nan_is_named_by_its_term(tmp_path: Path):
 
 def test_a_late_look_still_names_the_first_bad_step():
     """On an accelerator the loop looks rarely; the sentinel must remember."""
-    from veridical.training.loop import _Sentinel
-
-    sentinel = _Sentinel(torch.device("cpu"), 1)
+    sentinel = Sentinel()
     good, bad = torch.tensor(1.0), torch.tensor(float("inf"))
     sentinel.see(1, good, {"a": good, "b": good}, good, {})
-    sentinel.check(lambda: None, list)
+    assert sentinel.look() == (None, False)
     sentinel.see(2, bad, {"a": good, "b": bad}, bad, {})
     sentinel.see(3, bad, {"a": bad, "b": bad}, bad, {})
-    with pytest.raises(NonFiniteLoss, match="the term b became NaN or infinite at step 2"):
-        sentinel.check(lambda: None, list)
+    fault, _ = sentinel.look()
+    assert fault is not None
+    assert (fault.step, fault.said()) == (2, "the term b became NaN or infinite")
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[nn.Module, TrainingResult, Path]
+):
+    """From outside, in the middle of the training, as the kernel does."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))  # else 5 s until noticed
+
+    class Killer(Watcher):
+        def step(self, step: int, total: float, terms: dict[str, float], rate: float) -> None:
+            super().step(step, total, terms, rate)
+            if step == 5:
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    model, killer = tiny_model(), Killer()
+    train(model, StepwiseLoss(), TinySamples(), replace(SETTINGS, workers=2), tmp_path, observer=killer)
+    (note,) = (note for note in killer.notes if "was killed" in note)
+    assert "Nothing is lost: the batches are made again by new ones." in note
+    assert same_weights(model, whole[0])
+
+
+def test_a_photograph_that_vanishes_stops_it_with_words(tmp_path: Path):
+    class Vanishing(TinySamples):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index >= 14:
+                raise DataError("cannot read photos/a.png: No such file or directory.")
+            return super().__getitem__(index)
+
+    for workers in (0, 1):
+        with pytest.raises(DataError) as caught:
+            train(tiny_model(), StepwiseLoss(), Vanishing(), replace(SETTINGS, workers=workers), tmp_path)
+        said = str(caught.value)
+        assert said.startswith("cannot read photos/a.png: No such file or directory. It was there when")
+        assert "is needed for step 8. The last good checkpoint is" in said
+        assert "step-00000005. Put it back and run the same command again" in said
+        assert "Traceback" not in said
 
 
 def small_checkpoint(step: int, size: int = 10) -> Checkpoint:

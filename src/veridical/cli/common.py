@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            complain(f"stopped; {safe}.")
+            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # one of several speaks
+                complain(f"stopped; {safe}.")
             raise typer.Exit(STOPPED) from None
         except VeridicalError as error:
             if (full := _full_disk(error)) is not None:

@@ -162,6 +162,15 @@ def _training_options(
         int | None, typer.Option(help="Of the initial weights, the crops and the noise; of several, the first.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many of them, each with an equal share of every batch; needs --out.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts of a batch that a device takes one after the other: less memory.")
+    ] = None,
+    on_nonfinite: Annotated[
+        str | None, typer.Option(help="What to do with a step that comes to NaN or infinity: stop, or skip it.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe; repeatable.")
     ] = None,
@@ -197,6 +206,9 @@ def _training_options(
         "training.lr": lr,
         "training.seed": seed,
         "training.device": device,
+        "training.devices": devices,
+        "training.accumulate": accumulate,
+        "training.on_nonfinite": on_nonfinite,
     }
     return _Asked(recipe, scale, values, settings or [], out, demo, allow_code)
 

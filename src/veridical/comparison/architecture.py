@@ -135,6 +135,9 @@ def initial_model(name: str, options: Mapping[str, Any], seed: int, start: Start
 class Pairs(Protocol):
     """Whole images to evaluate on, the same at each iteration."""
 
+    @property
+    def names(self) -> list[str]: ...
+    def part(self, number: int, of: int) -> "Pairs": ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[EvaluationPair]: ...
 
@@ -168,6 +171,9 @@ class _EnlargedSamples(Dataset[tuple[Tensor, Tensor]]):
         degraded, sharp = self.samples[index]
         return enlarge(degraded, self.scale), sharp
 
+    def name(self, index: int) -> str:
+        return self.samples.name(index)
+
 
 class _EnlargedPairs:
     def __init__(self, pairs: EvaluationPairs, scale: int) -> None:
@@ -175,6 +181,13 @@ class _EnlargedPairs:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def names(self) -> list[str]:
+        return self.pairs.names
+
+    def part(self, number: int, of: int) -> "_EnlargedPairs":
+        return _EnlargedPairs(self.pairs.part(number, of), self.scale)
 
     def __iter__(self) -> Iterator[EvaluationPair]:
         for pair in self.pairs:

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from veridical.comparison.architecture import enlarge
+from veridical.comparison.architecture import Pairs, enlarge
 from veridical.comparison.cost import Meter
 from veridical.comparison.restore import restore_tiled
 from veridical.comparison.statistics import INPUT, SCHEMA
@@ -20,6 +20,7 @@ from veridical.deconvolution import Method
 from veridical.metrics import Metric, metric
 from veridical.models import Restorer
 from veridical.training.data import EvaluationPair
+from veridical.training.devices import group, together
 
 # What to do where classical methods, which are told the blur, are not.
 NEEDS_BLUR = (
@@ -205,6 +206,72 @@ def evaluate(
         if images is not None:
             write_image(images / f"{slugs[pair.name]}.png", image)
         yield rows_of(pair, loss, image, metrics, device)
+
+
+def evaluate_together(
+    model: nn.Module,
+    pairs: Pairs,
+    metrics: Sequence[Metric],
+    *,
+    loss: str,
+    slugs: Mapping[str, str],
+    images: Path | None,
+    device: torch.device,
+    meter: Meter | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """What `evaluate` yields, in the same order, where the processes that train together restore an image in turn:
+    each writes its own, and all of them come to know all values.
+
+    Args:   meter: measures this process's images. progress: told how many are done, of all.
+    Errors: that of any process, in all of them, when each is done with its own; VeridicalError when an image was not
+            evaluated exactly once.
+    """
+    members = group()
+    mine = pairs.part(members.rank, members.size)
+    places = {name: place for place, name in enumerate(pairs.names)}
+    columns = {one.name: column for column, one in enumerate(metrics)}
+    values = torch.zeros(len(places), len(columns), dtype=torch.float64)
+    times = torch.zeros(len(places), dtype=torch.int64)
+    error: Exception | None = None
+    try:
+        rows_by_image = evaluate(
+            model, mine, metrics, loss=loss, slugs=slugs, images=images, device=device, meter=meter
+        )
+        for number, rows in enumerate(rows_by_image, start=1):
+            for row in rows:
+                values[places[str(row["image"])], columns[str(row["metric"])]] = float(row["value"])
+            times[places[str(rows[0]["image"])]] += 1
+            if progress:
+                progress(min(number * members.size, len(places)))
+    except Exception as caught:  # the others wait for this process in what follows
+        if members.size == 1:
+            raise
+        error = caught
+    with together():
+        _raise_alike(members.texts(f"{type(error).__name__}: {error}" if error else ""), error)
+        values, times = members.total(values), members.total(times)
+    wrong = [name for name, place in places.items() if times[place] != 1]
+    if wrong:
+        raise VeridicalError(
+            f"{len(wrong)} of {len(places)} images were not evaluated exactly once by the {members.size} processes: "
+            f"{', '.join(wrong[:5])}. They must see the same images: the folder must be on storage that all share."
+        )
+    return [
+        {"image": name, "loss": loss, "metric": metric_name, "value": float(values[place, column])}
+        for name, place in places.items()
+        for metric_name, column in columns.items()
+    ]
+
+
+def _raise_alike(said: Sequence[str], own: Exception | None) -> None:
+    """Raise the first error among those of all processes, as what it is where others act on it."""
+    first = next((text for text in said if text), None)
+    if first is None:
+        return
+    kinds = {each.__name__: each for each in (NonFiniteLoss, DataError, torch.OutOfMemoryError)}
+    name, _, message = first.partition(": ")
+    raise kinds.get(name, VeridicalError)(message) from own
 
 
 def evaluate_input(

@@ -27,6 +27,9 @@ _MAY_CHANGE = {
     "classical",
     "training.device",
     "training.devices",
+    "training.nodes",
+    "training.accumulate",
+    "training.on_nonfinite",
     "training.workers",
     "training.log_every",
     "training.checkpoint_every",
@@ -40,7 +43,7 @@ def choose_folder(recipe: Recipe, out: Path | str | None = None) -> Path | str:
     chosen = recipe.out if out is None else out
     if chosen is not None:
         return str(chosen) if is_url(chosen) else as_path(chosen)
-    if recipe.training.devices > 1:
+    if recipe.training.processes > 1:
         raise RecipeError("training on several devices needs --out: every process must know the folder.")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time, for a reader
     return Path("runs") / f"{recipe.task}-{stamp}"

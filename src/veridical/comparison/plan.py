@@ -46,6 +46,7 @@ class Contender:
     name: of the loss; where the recipe lists models, "model: loss". spec: of the loss; `loss` says what it stands for,
           `own_loss` makes what this training descends. seed: of the training. turn: which of its trainings, from 0.
     fixed_spec: with numbers in place of the automatic weights that were found; None when there were none.
+    skipped: steps that were left out, as values were not finite.
     rows: of its evaluation. cost: of restoring a megapixel. file_hash: of the file that a loss of one's own comes from,
           else "".
     """
@@ -63,6 +64,7 @@ class Contender:
     seconds_per_step: float | None = None
     error: str | None = None
     fixed_spec: str | None = None
+    skipped: int = 0
     rows: list[Row] = field(default_factory=list)
     cost: dict[str, float] | None = None
 
@@ -218,8 +220,8 @@ def prepare(
             f"{folder} holds a comparison that started from other weights: sha256 {began}, now "
             f"{start.sha256 if start else None}: {recipe.init} has changed since. Name another folder with --out."
         )
-    if settings.batch_size == 1 and any(model.batch_norm for model in models):
-        note("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
+    for each in _about_parts(settings, models, losses):
+        note(each)
     if settings.seeds == 2:
         note("2 training seeds hardly tell how much trainings differ; prefer --seeds 3 or more")
     resolved = recipe.model_copy(
@@ -247,6 +249,21 @@ def prepare(
         notes=notes,
         start=start,
     )
+
+
+def _about_parts(settings: Settings, models: Sequence[Architecture], losses: Sequence["_BuiltLoss"]) -> list[str]:
+    """What sees but a part of a batch, where it is shared by devices or taken in parts."""
+    count, batch_norm = settings.images_at_once, any(model.batch_norm for model in models)
+    notes = []
+    if count == 1 and batch_norm:
+        notes.append("a batch of 1 makes batch normalisation weak; prefer --batch-size 4 or more")
+    if count == settings.batch_size:
+        return notes
+    seen = f"{count} of the {settings.batch_size} images of a batch at a time (training.devices, training.accumulate)"
+    if batch_norm:
+        notes.append(f"batch normalisation sees {seen}")
+    coupled = [each.name for each in losses if each.loss.coupled]
+    return [*notes, f"{', '.join(coupled)}: its discriminator sees {seen}"] if coupled else notes
 
 
 def _with_every_seed(first: Sequence[Contender], seeds: int) -> list[Contender]:

@@ -91,6 +91,8 @@ def save_result(plan: Plan, contender: Contender) -> None:
         "status": contender.status,
         "error": contender.error,
         "fixed_spec": contender.fixed_spec,
+        "skipped": contender.skipped,
+        "on_nonfinite": plan.recipe.training.on_nonfinite,
         "seconds": contender.seconds,
         "seconds_per_step": contender.seconds_per_step,
         "trained": _trained_as(plan, contender),
@@ -161,7 +163,11 @@ def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = 
         )
     contender.seconds, contender.seconds_per_step = result["seconds"], result["seconds_per_step"]
     contender.fixed_spec, contender.cost = result.get("fixed_spec"), result.get("cost")
+    contender.skipped = result.get("skipped", 0)
     contender.status, contender.error, contender.rows = result["status"], result["error"], result["rows"]
+    may_skip = plan.recipe.training.on_nonfinite == "skip" and result.get("on_nonfinite") != "skip"
+    if contender.status == "failed" and may_skip:
+        contender.status, contender.error = "waiting", None  # from its last checkpoint, leaving out what it failed at
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
     damaged: list[str] = []
@@ -312,7 +318,7 @@ def write_state(plan: Plan, references: References, command: str) -> None:
             }
             for one in plan.metrics
         ],
-        "notes": [*plan.notes, *_about_unfinished(plan)],
+        "notes": [*plan.notes, *_about_skipped(done), *_about_unfinished(plan)],
         "images": [
             {"name": name, "slug": plan.slugs[name], "width": width, "height": height}
             for name, (height, width) in plan.sizes.items()
@@ -373,6 +379,14 @@ def left_out(plan: Plan, contender: Contender) -> bool:
     """Whether a training does not count, as one of the same loss with an earlier seed has failed."""
     earlier = plan.trainings[contender.name][: contender.turn]
     return any(each.status == "failed" for each in earlier)
+
+
+def _about_skipped(done: Sequence[Contender]) -> list[str]:
+    return [
+        f"{each.name}, seed {each.seed}: {each.skipped} training step(s) were left out, as values were not finite"
+        for each in done
+        if each.skipped
+    ]
 
 
 def _about_unfinished(plan: Plan) -> list[str]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from veridical.comparison.architecture import initial_model
 from veridical.comparison.cost import Meter
-from veridical.comparison.evaluate import evaluate
+from veridical.comparison.evaluate import evaluate_together
 from veridical.comparison.folder import choose_folder
 from veridical.comparison.observer import Observer
 from veridical.comparison.plan import Contender, Plan, prepare
@@ -41,6 +41,7 @@ from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.core.lock import locked
 from veridical.losses import files
+from veridical.training.devices import check_same, first_alone, group, join
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -122,11 +123,14 @@ def compare_tasks(
 def _compare(
     asked: Sequence[tuple[str, Recipe, Path | str]], observer: Observer | None, *, leave_out: bool, on: str | None
 ) -> None:
+    if on is None:
+        for _, recipe, _ in asked:
+            join(recipe.training)
     observer = observer if observer and _is_chief() else Observer()
     with contextlib.ExitStack() as stack:
         comparisons = []
         for label, recipe, run in asked:
-            if is_url(run) and recipe.training.devices > 1 and on is None:
+            if is_url(run) and recipe.training.processes > 1 and on is None:
                 raise RecipeError(
                     f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, "
                     "or let a cluster do it: --on ray."
@@ -134,7 +138,8 @@ def _compare(
             if _is_chief() and not is_url(run):
                 stack.enter_context(locked(as_path(run), observer.note))
             folder, store = stack.enter_context(opened(run, observer.note))
-            plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
+            with first_alone():
+                plan = replace(prepare(recipe, folder, observer, leave_out=leave_out), store=store, label=label)
             if len(asked) > 1 or on:
                 plan.sources.forget()  # else the photographs of all tasks would be in memory
             comparisons.append(_Comparison(plan, _command(recipe, run), observer))
@@ -167,9 +172,11 @@ class _Comparison:
 
     def __init__(self, plan: Plan, command: str, observer: Observer) -> None:
         self.plan, self.command = plan, command
-        if _is_chief():
-            remove_unfinished_of(plan)
-        self.kept = {each.place: load_result(plan, each, observer.note) for each in plan.contenders}
+        with first_alone():  # it clears away what the others are not to see
+            if _is_chief():
+                remove_unfinished_of(plan)
+            self.kept = {each.place: load_result(plan, each, observer.note) for each in plan.contenders}
+        check_same(f"results in {plan.folder}", " ".join(each.status for each in plan.contenders))
         self._references = References([], {})
         self._stale = False
         self._next = 0.0
@@ -258,8 +265,9 @@ def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
     try:
         if contender.status != "trained":
             _train(plan, contender, observer)
-        if _is_chief():
+        if _is_chief() or group().size > 1:
             _evaluate(plan, contender, observer)
+        if _is_chief():
             save_result(plan, contender)
     except NonFiniteLoss as error:
         contender.status, contender.error = "failed", str(error)
@@ -293,6 +301,7 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
     )
     contender.seconds = result.seconds
     contender.seconds_per_step = result.seconds / max(result.steps, 1)
+    contender.skipped = result.skipped
     fixed = own_loss.fixed_label
     contender.fixed_spec = fixed if fixed != own_loss.label else None
     contender.status = "trained"
@@ -304,10 +313,11 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
 def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
     """Score the model on disk: the one that `veridical restore` will use."""
     model, meter = contender.model.initial(contender.seed), Meter(plan.device)
-    model.load_state_dict(load_file(plan.folder / contender.place / "model.safetensors"))
+    if _is_chief():
+        model.load_state_dict(load_file(plan.folder / contender.place / "model.safetensors"))
+    group().spread(model.state_dict().values())
     model.to(plan.device)
-    contender.rows = []
-    rows_by_image = evaluate(
+    contender.rows = evaluate_together(
         model,
         plan.pairs_for(contender.model),
         plan.metrics,
@@ -316,10 +326,8 @@ def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
         images=None if contender.turn else plan.folder / contender.images,
         device=plan.device,
         meter=meter,
+        progress=lambda done: observer.doing(f"evaluating {title(plan, contender)}", done, len(plan.pairs)),
     )
-    for number, rows in enumerate(rows_by_image, start=1):
-        contender.rows += rows
-        observer.doing(f"evaluating {title(plan, contender)}", number, len(plan.pairs))
     contender.cost = meter.cost
     contender.status = "done"
     if not contender.turn:

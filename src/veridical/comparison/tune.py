@@ -124,8 +124,8 @@ def tune(
     check_number("the range of the weights", span, low=1.1)
     catalog.require("optuna", "tune", "a search of weights")
     observer = observer or Observer()
-    if recipe.training.devices > 1:
-        raise RecipeError("a search trains on one device; set training.devices = 1.")
+    if recipe.training.processes > 1:
+        raise RecipeError("a search trains on one device; set training.devices = 1 and training.nodes = 1.")
     if recipe.training.seeds > 1:
         raise RecipeError("a search trains each trial once; set training.seeds = 1.")
     if len(recipe.losses) != 1:

@@ -35,3 +35,8 @@ class NonFiniteLoss(VeridicalError, ArithmeticError):
 
 class FolderInUse(VeridicalError, RuntimeError):
     """Another process works in the folder; the message names it."""
+
+
+class ProcessLost(VeridicalError, RuntimeError):
+    """One of the processes that train together has ended or does not answer; the message says which, where that is
+    known, and the last good checkpoint."""

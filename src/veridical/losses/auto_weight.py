@@ -70,8 +70,11 @@ class FoundWeights(nn.Module):
 
 
 def mean_gradient_norms(terms: Mapping[str, Loss], batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
-    """The norm of each term's gradient on the prediction: mean over the batches, and over all processes, which must
-    agree on the weights. Random terms draw afterwards what they would have drawn without it.
+    """The norm of each term's gradient on the prediction: mean over the batches. Random terms draw afterwards what they
+    would have drawn without it.
+
+    Over several processes, which must agree on the weights, those of their shares of a batch are joined to that of the
+    whole: up to a factor that all terms have, the root of their mean square.
 
     Errors: NonFiniteLoss naming the term whose gradient is 0 or not finite.
     """
@@ -81,11 +84,12 @@ def mean_gradient_norms(terms: Mapping[str, Loss], batches: Iterable[tuple[Tenso
         loss.load_state_dict(state)
     if not norms:
         raise ValueError("an automatic weight needs at least one batch to be measured on.")
-    mean = torch.stack(norms).mean(0)
+    of_batches = torch.stack(norms)
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(mean)
-        mean /= distributed.get_world_size()
-    found: list[float] = mean.tolist()
+        squares = of_batches.double().square()
+        distributed.all_reduce(squares)
+        of_batches = (squares / distributed.get_world_size()).sqrt()
+    found: list[float] = of_batches.mean(0).tolist()
     for label, value in zip(terms, found, strict=True):
         if not is_number_in(value, 1e-30, 1e30):
             raise NonFiniteLoss(

@@ -7,8 +7,9 @@ comparison sees the same crops, flips and noise in the same order, whatever the 
 import copy
 import hashlib
 import signal
+import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ CACHE_BYTES = 2 * 2**30
 # with halved colour, a Bayer pattern and a resize's grid then stand in the crop as they stand in a whole
 # image. Of an image that shrinks, it is px of the small one.
 MARGIN_PX = 16
+# Of so many workers that were killed, the last has no successor.
+DEATHS = 3
 
 
 class Degradation(Protocol):
@@ -346,6 +349,10 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         other.seed = seed
         return other
 
+    def name(self, index: int) -> str:
+        """The file, or the name, of the photograph that sample `index` is of; nothing is read for it."""
+        return _where(self.items[pick(len(self.items), generator_for(self.seed, index))].sharp)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(self.seed, index)
         pair = self.items[pick(len(self.items), generator)]
@@ -440,6 +447,19 @@ class PairSamples(Samples):
         return turned(degraded, turn), turned(self.store.window(pair.sharp, top, left, self.crop, self.crop), turn)
 
 
+def share_of(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> range:
+    """The samples of a process in a step (from 1): its equal share of the batch that follows the one before."""
+    share = batch_size // world_size
+    first = (step - 1) * batch_size + rank * share
+    return range(first, first + share)
+
+
+def names_of(samples: Dataset[tuple[Tensor, Tensor]], place: range) -> list[str]:
+    """The files of samples, as far as they are known."""
+    name = getattr(samples, "name", None)
+    return [name(index) if callable(name) else f"sample {index}" for index in place]
+
+
 def batches(
     samples: Dataset[tuple[Tensor, Tensor]],
     *,
@@ -450,34 +470,29 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    note: Callable[[str], None] | None = None,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches (degraded, sharp), each (B, C, H, W) of its own size, of the steps start_step + 1 to `steps`.
 
     Batch k holds the samples (k - 1) * batch_size onwards, whatever `workers` and wherever one starts. With
-    several processes (`world_size`), process `rank` gets its equal share of every batch.
+    several processes (`world_size`), process `rank` gets its equal share of every batch. When a worker is killed,
+    others take its place, and make the same batches.
+
+    Args:   note: told when a worker was killed.
+    Errors: DataError when a batch cannot be shared equally; and that of a sample, when its turn comes.
     """
     if batch_size % world_size:
         raise DataError(
             f"a batch of {batch_size} cannot be shared equally by {world_size} devices; "
             "set training.batch_size to a multiple of training.devices."
         )
-    share = batch_size // world_size
     places = [
-        range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share)
-        for step in range(start_step, steps)
+        share_of(step, batch_size=batch_size, rank=rank, world_size=world_size)
+        for step in range(start_step + 1, steps + 1)
     ]
     if workers == 0:
         return (_made_here(samples, place) for place in places)
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        samples,
-        batch_sampler=[list(place) for place in places],
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        generator=torch.Generator(),  # else the loader draws its base seed from torch's global state
-    )
-    return iter(loader)
+    return _made_by_workers(samples, places, start_step, workers, pin_memory, note or (lambda text: None))
 
 
 class EvaluationPairs:
@@ -509,6 +524,16 @@ class EvaluationPairs:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def names(self) -> list[str]:
+        return [pair.name for pair in self.items]
+
+    def part(self, number: int, of: int) -> Self:
+        """Every `of`-th pair, from `number` on: the same images as among all."""
+        other = copy.copy(self)
+        other.items = self.items[number::of]
+        return other
 
     def size(self, pair: Pair) -> tuple[int, int]:
         """(H, W) of a sharp image as it is evaluated."""
@@ -611,6 +636,93 @@ def _made_here(samples: Dataset[tuple[Tensor, Tensor]], place: range) -> tuple[T
         return _collate([samples[index] for index in place])
     finally:
         torch.set_num_threads(threads)
+
+
+def _made_by_workers(
+    samples: Dataset[tuple[Tensor, Tensor]],
+    places: Sequence[range],
+    start_step: int,
+    workers: int,
+    pin_memory: bool,
+    note: Callable[[str], None],
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Batches of other processes, ahead of time. A batch is a function of its place: one that died with its worker is
+    made again. After DEATHS of them the batches are made here."""
+    made = 0
+    for death in range(1, DEATHS + 1):
+        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+            _Told(samples),  # type: ignore[arg-type]
+            batch_sampler=[list(place) for place in places[made:]],
+            num_workers=workers,
+            collate_fn=_collate_told,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # else the loader draws its base seed from torch's global state
+        )
+        iterator = _begun(loader)
+        while made < len(places):
+            try:
+                batch = next(iterator)
+            except Exception:  # whatever a half-sent batch looks like
+                if not (how := _how_one_died(iterator)):
+                    raise
+                note(
+                    f"a process that makes batches {how} before step {start_step + made + 1}. Nothing is lost: the "
+                    "batches are made again "
+                    + ("by new ones. " if death < DEATHS else "between the steps from now on. ")
+                    + "Fewer training.workers need less memory."
+                )
+                break
+            if isinstance(batch, str):
+                raise DataError(batch)
+            made += 1
+            yield batch
+        del iterator
+    for place in places[made:]:
+        yield _made_here(samples, place)
+
+
+def _begun(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor] | str]:
+    """Its batches. A worker's death is noticed where a batch is missing: torch's own handler would raise wherever the
+    program stands, and that may be in the middle of an update of the weights."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    torchs = getattr(before, "__module__", "").startswith("torch.")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if torchs or before is None else before)
+    return iterator
+
+
+def _how_one_died(iterator: object) -> str:
+    """What became of a worker that did not end by itself, in words; "" when none did."""
+    for worker in getattr(iterator, "_workers", []):
+        worker.join(timeout=0.2)  # its pipe breaks a little earlier
+        if worker.exitcode:
+            if worker.exitcode == -signal.SIGKILL:
+                return "was killed, probably by the kernel as memory ran out,"
+            return f"ended with exit status {worker.exitcode}"
+    return ""
+
+
+class _Told(Dataset[object]):
+    """Samples for a worker, with a sample's DataError as a text in its place: so it arrives as what it was."""
+
+    def __init__(self, samples: Dataset[tuple[Tensor, Tensor]]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | str:
+        try:
+            return self.samples[index]
+        except DataError as error:
+            return str(error)
+
+
+def _collate_told(samples: list[tuple[Tensor, Tensor] | str]) -> tuple[Tensor, Tensor] | str:
+    for each in samples:
+        if isinstance(each, str):
+            return each
+    return _collate(samples)  # type: ignore[arg-type] # no text among them
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -418,7 +418,7 @@ def _learn(
         state |= {f"optimizer.{key}": value for key, value in checkpoints.optimizer_tensors(optimizer).items()}
         checkpoints.save(folder, Checkpoint(now.epoch, now.seconds, identity, adapter.state_dict(), state))
 
-    with deferred_interrupt(alone=True) as interrupt:
+    with deferred_interrupt() as interrupt:
         while now.epoch < settings.epochs and not _converged(now, settings):
             now.epoch += 1
             adapter.train()

@@ -346,7 +346,7 @@ class _Learner:
         saved = self._load()
         seconds_before = saved.seconds if saved else 0.0
         first = len(self.critics) - 1 if saved else 0
-        with deferred_interrupt(alone=True) as self.interrupt:
+        with deferred_interrupt() as self.interrupt:
             for scale in range(first, len(self.plan.widths)):
                 resumed = saved if scale == first else None
                 self._learn_scale(scale, resumed, lambda: seconds_before + time.perf_counter() - began)

@@ -8,9 +8,10 @@ A loss may have parts that learn (a discriminator). In each step the model goes 
 as they are. Then they learn from the same prediction; both have moved when the step ends.
 """
 
-import atexit
 import contextlib
 import hashlib
+import itertools
+import logging
 import shutil
 import signal
 import threading
@@ -26,24 +27,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from veridical.core.errors import NonFiniteLoss, RecipeError
+from veridical.core.errors import DataError
 from veridical.core.lock import locked
 from veridical.training import checkpoint as checkpoints
 from veridical.training.checkpoint import Checkpoint, storage
-from veridical.training.data import batches
-from veridical.training.device import choose_device
+from veridical.training.data import batches, names_of, share_of
+from veridical.training.devices import Group, accelerators, check_same, group, make_fabric, together
+from veridical.training.nonfinite import Counters, Inquiry, Sentinel, Skipped, Undo, gradient_size, stopped
 from veridical.training.optimisation import learning_rate, make_optimizer
 from veridical.training.rows import TrainingRows
 from veridical.training.settings import Settings
 from veridical.training.stages import spread_over, stage_weights
+
+Batch = tuple[Tensor, Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
     """Who watches a training: a progress bar, a log. Called on the first process only.
 
     `step` comes after every step on the CPU, and after every `log_every` steps elsewhere, where reading a
-    number stalls the device. total and terms are means since the last row of training.csv; rate is in steps
-    per second.
+    number stalls the device; not after a step that was left out. total and terms are means since the last row of
+    training.csv, over all processes; rate is in steps per second.
     """
 
     def started(self, total_steps: int, start_step: int) -> None: ...
@@ -87,17 +93,18 @@ class Silent:
 @dataclass(frozen=True)
 class TrainingResult:
     """steps: done in all. seconds: spent in all, over every time the run was taken up. final_terms: label ->
-    weighted value in the last row of training.csv."""
+    weighted value in the last row of training.csv. skipped: steps that were left out, as values were not finite."""
 
     steps: int
     seconds: float
     final_terms: dict[str, float]
+    skipped: int = 0
 
 
 def train(
     model: nn.Module,
     loss: LossModule,
-    samples: Dataset[tuple[Tensor, Tensor]],
+    samples: Dataset[Batch],
     settings: Settings,
     folder: Path,
     *,
@@ -109,35 +116,45 @@ def train(
     """Train `model` in place, and leave it with its final weights: the moving average, if there is one.
 
     Writes training.csv, TensorBoard events and checkpoints into `folder`. Where there is a checkpoint, goes
-    on from it. Ctrl-C finishes the step, saves a checkpoint and then raises KeyboardInterrupt; a second
-    Ctrl-C stops at once.
+    on from it. Ctrl-C, or SIGTERM, finishes the step (with several processes, one that all of them look at), saves a
+    checkpoint and then raises KeyboardInterrupt; a second Ctrl-C stops at once.
+
+    On several devices each process takes its share of every batch, and in parts with `accumulate`: the same samples,
+    the same draws of a random loss, and the mean of the gradients. See `Settings` for what then differs.
 
     Args:   model: its initial weights are the caller's; seed them.
             loss: has `with_terms(prediction, target) -> (total, {label: term})`. It is put into train mode
-            on the device, and left in eval mode.
-            samples: index -> (degraded, sharp); batches are made as `data.batches` says.
+            on the device, and left in eval mode. Its random parts count their draws by whole numbers in its state.
+            samples: index -> (degraded, sharp); batches are made as `data.batches` says. `samples.name(index)`, where
+            there is one, says which photograph that is.
             resume: False deletes what the folder holds of an earlier training.
             fingerprint: more settings, by name, that must not change when a run goes on: task, degradation,
             data. The settings, the model's shapes and the loss are added.
             on_checkpoint: called on the first process whenever a checkpoint is whole.
-    Errors: NonFiniteLoss names the guilty term, the step and the last good checkpoint; no checkpoint is made
-            after a value that is not finite. RecipeError when the folder holds a run of other settings.
-            StorageError (full disk) names path and cause. FolderInUse when another process trains in the folder.
+    Errors: NonFiniteLoss names the guilty term, the layer, the photographs, the step and the last good checkpoint; no
+            checkpoint is made after a value that is not finite. RecipeError when the folder holds a run of other
+            settings. DataError when a photograph has vanished. StorageError (full disk) names path and cause.
+            ProcessLost when another of the processes has ended. FolderInUse when another trains in it.
     """
     observer = observer or Silent()
-    fabric = _fabric(settings)
-    chief = fabric.global_rank == 0
+    weights = stage_weights(model, settings.stages)
+    fabric = make_fabric(settings, all_used=all(weights))
+    members = group() if settings.processes > 1 else Group()
+    chief = members.rank == 0
     watcher: Observer = observer if chief else Silent()
     checkpoint_folder = folder / "checkpoints"
     identity = {**(fingerprint or {}), **settings.fingerprint(), **_identity(model, loss)}
 
+    def last_good() -> Path | None:
+        return checkpoints.newest(checkpoint_folder)
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(together(last_good))
         if chief:
             stack.enter_context(locked(folder, watcher.note))
         if not resume and chief:
             _forget(folder)
-        if fabric.world_size > 1:
-            fabric.barrier()  # every process reads the same checkpoints, or none
+        members.barrier()  # every process reads the same checkpoints, or none
         saved, messages = checkpoints.load(checkpoint_folder)
         for message in messages:
             watcher.note(message)
@@ -147,11 +164,12 @@ def train(
             if chief and not messages:  # else what others read may be among what would be deleted
                 checkpoints.tidy(checkpoint_folder, saved.step)
         start, seconds_before = (saved.step, saved.seconds) if saved else (0, 0.0)
+        check_same(f"checkpoints in {checkpoint_folder}", f"one of step {start}" if saved else "none")
 
-        stack.enter_context(torch.random.fork_rng(_accelerators(fabric.device)))
+        stack.enter_context(torch.random.fork_rng(accelerators(fabric.device)))
         torch.manual_seed(settings.seed)  # of dropout, for models that have any
         trained, optimizer = fabric.setup(model, make_optimizer(settings, model.parameters()))
-        stages = _Stages(model, trained, settings)
+        stages = _Stages(trained, weights)
         loss.to(fabric.device)
         loss.train()
         stack.callback(loss.eval)
@@ -160,22 +178,21 @@ def train(
         if saved:
             _restore(saved, optimizer, average, loss, fabric.device)
         else:
-            _calibrate(loss, trained, samples, settings, fabric, watcher.note)
+            _calibrate(loss, trained, samples, settings, members, fabric, watcher.note)
 
         started = time.perf_counter()
-        interrupt = stack.enter_context(deferred_interrupt(alone=fabric.world_size == 1))
+        interrupt = stack.enter_context(deferred_interrupt())
         rows = None
         if chief:
-            with storage(folder, last_good=checkpoints.newest(checkpoint_folder)):
+            with storage(folder, last_good=last_good()):
                 rows = TrainingRows(folder, start_step=start, note=watcher.note)
-        sentinel = _Sentinel(fabric.device, fabric.world_size)
-        means = _Means()
+        sentinel = Sentinel(members)
+        skipped = Skipped(saved.part("skipped") if saved else None)
+        counters = Counters(loss)
+        means = _Means(members)
         if saved:
             means.go_on(saved.part("means"), fabric.device)
         values: dict[str, float] = rows.last_terms if rows else {}
-
-        def last_good() -> Path | None:
-            return checkpoints.newest(checkpoint_folder)
 
         def save(step: int) -> None:
             if not chief:
@@ -185,6 +202,7 @@ def train(
             state |= {f"ema.{key}": value for key, value in (average.weights if average else {}).items()}
             state |= {f"random.{key}": value for key, value in _random_state(fabric.device).items()}
             state |= {f"means.{key}": value for key, value in means.state().items()}
+            state |= {f"skipped.{key}": value for key, value in skipped.state.items()}
             seconds = seconds_before + time.perf_counter() - started
             if rows:
                 with storage(rows.path, last_good=last_good()):
@@ -193,128 +211,119 @@ def train(
             if on_checkpoint:
                 on_checkpoint()
 
-        stream = batches(
-            samples,
-            batch_size=settings.batch_size,
+        made = partial(batches, samples, batch_size=settings.batch_size, rank=members.rank, world_size=members.size)
+        inquiry = Inquiry(
+            members,
+            model,
+            loss,
+            counters=counters,
+            names=lambda step: names_of(
+                samples,
+                share_of(step, batch_size=settings.batch_size, rank=members.rank, world_size=members.size),
+            ),
+            again=lambda step: next(made(start_step=step - 1, steps=step)),
+            autocast=fabric.autocast,
+        )
+        stream = made(
             start_step=start,
             steps=settings.steps,
             workers=settings.workers,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
             pin_memory=fabric.device.type == "cuda",
+            note=watcher.note if chief else _log.warning,
         )
-        on_cpu = fabric.device.type == "cpu"
+        stack.enter_context(contextlib.closing(stream))
+        alone, on_cpu, may_skip = members.size == 1, fabric.device.type == "cpu", settings.on_nonfinite == "skip"
         watcher.started(settings.steps, start)
         window, first = time.perf_counter(), start  # of the rate: since when, and after which step
 
-        for step, (degraded, sharp) in enumerate(stream, start=start + 1):
+        for step, (degraded, sharp) in enumerate(_readable(stream, start, last_good), start=start + 1):
             degraded = degraded.to(fabric.device, non_blocking=True)  # (B, C, H, W)
             sharp = sharp.to(fabric.device, non_blocking=True)
+            parts = list(zip(degraded.chunk(settings.accumulate), sharp.chunk(settings.accumulate), strict=True))
             lr = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for each in optimizer.param_groups:
+                each["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            with fabric.autocast():
-                results = stages(degraded)
-                total, terms = spread_over(loss, results, sharp, stages.weights)
-            fabric.backward(total)
-            learned = loss.learn(results[-1].detach(), sharp) if loss.learns else {}
-            if settings.clip_gradient:
-                fabric.clip_gradients(trained, optimizer, max_norm=settings.clip_gradient, error_if_nonfinite=False)
+            counters.mark()
+            undo = Undo(model, loss) if may_skip else None
+            seen, predictions = _Seen(), []
+            for number, (some, truth) in enumerate(parts):
+                if number:
+                    counters.back()  # one draw of a random loss for all parts
+                with fabric.no_backward_sync(trained, enabled=number < len(parts) - 1):
+                    with fabric.autocast():
+                        results = stages(some)
+                        total, terms = spread_over(loss, results, truth, stages.weights)
+                    fabric.backward(total if len(parts) == 1 else total / len(parts))
+                seen.add(total, terms)
+                predictions.append(results[-1].detach())
+            total, terms = seen.mean()
+            learned = loss.learn(torch.cat(predictions), sharp) if loss.learns else {}
             # The scaler of float16 meets infinite gradients by design, and passes over their steps.
-            gradients = None if settings.precision == "16-mixed" else _gradient_size(model)
+            gradients = None if settings.precision == "16-mixed" else gradient_size(model)
             sentinel.see(step, total, terms, gradients, learned)
 
             last, logged = step == settings.steps, step % settings.log_every == 0 or step == settings.steps
-            due = last or step % settings.checkpoint_every == 0
-            if on_cpu or logged or due:  # elsewhere a look costs a wait for the device
-                closer = partial(_guilty_gradient, loss, trained, degraded, sharp) if on_cpu else list
-                sentinel.check(last_good, closer)
-            optimizer.step()
-            if average:
-                average.update(step)
-            means.add(total, terms, learned)
-            if on_cpu or logged:
+            due, stop = last or step % settings.checkpoint_every == 0, interrupt.is_set()
+            fault = None
+            if on_cpu or may_skip or logged or due or (stop and alone):  # elsewhere a look costs a wait for the device
+                fault, stop = sentinel.look(stop=stop)
+            elif not alone:
+                stop = False  # all of them stop at one that all of them look at
+            if fault:
+                closer = not undo or skipped.tells
+                what, detail = inquiry.report(fault, parts, step) if closer else (fault.said(), "")
+                if not undo:
+                    raise stopped(what, detail, last_good())
+                undo.back()
+                skipped.add(what, detail, last_good(), watcher.note)
+            else:
+                if settings.clip_gradient:
+                    fabric.clip_gradients(trained, optimizer, max_norm=settings.clip_gradient, error_if_nonfinite=False)
+                optimizer.step()
+                if average:
+                    average.update(step)
+                means.add(total, terms, learned)
+                skipped.in_a_row = 0
+            if means.count and (logged or (on_cpu and not fault)):
                 mean, values, learned_values = means.read()
                 rate = (step - first) / max(time.perf_counter() - window, 1e-9)
                 if logged:
                     if rows:
                         with storage(rows.path, last_good=last_good()):
                             rows.add(step, mean, values, learned=learned_values, lr=lr, rate=rate)
-                    means = _Means()
+                    means = _Means(members)
                     window, first = time.perf_counter(), step
                 watcher.step(step, mean, values, rate)
-            if due or interrupt.is_set():
+            if due or stop:
                 save(step)
-            if interrupt.is_set():
+            if stop:
+                members.barrier()  # until it is saved
                 watcher.note(f"stopped after step {step}, which is saved.")
                 raise KeyboardInterrupt
         if average:
             average.into(model)
+        if skipped.total:
+            watcher.note(skipped.said)
         seconds = seconds_before + time.perf_counter() - started
-    return TrainingResult(settings.steps, seconds, values)
+    return TrainingResult(settings.steps, seconds, values, skipped.total)
 
 
-# -- devices --------------------------------------------------------------------------------------------
-
-
-class _PlainFabric:
-    """What the loop needs of Lightning Fabric, by torch alone: one device, float32 or bfloat16."""
-
-    global_rank = 0
-    world_size = 1
-
-    def __init__(self, settings: Settings) -> None:
-        if settings.devices > 1 or settings.precision == "16-mixed":
-            raise RecipeError(
-                "training on several devices, or in 16-mixed, needs Lightning Fabric. "
-                'Install it with: pip install "veridical[compare]", or use devices = 1 and bf16-mixed.'
-            )
-        self.device = choose_device(settings.device)
-        self._mixed = settings.precision == "bf16-mixed"
-
-    def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        return model.to(self.device), optimizer
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed)
-
-    def backward(self, total: Tensor) -> None:
-        total.backward()
-
-    def clip_gradients(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, max_norm: float, error_if_nonfinite: bool
-    ) -> None:
-        del optimizer
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
-
-
-def _fabric(settings: Settings) -> Any:
-    try:
-        from lightning_fabric import Fabric
-    except ImportError:
-        return _PlainFabric(settings)
-    fabric = Fabric(
-        accelerator=choose_device(settings.device, count=settings.devices).type,
-        devices=settings.devices,
-        precision=settings.precision,  # type: ignore[arg-type] # checked by Settings
-        strategy="ddp" if settings.devices > 1 else "auto",
-    )
-    if settings.devices > 1:
-        fabric.launch()
-        atexit.register(_leave_the_group)
-    return fabric
-
-
-def _leave_the_group() -> None:
-    """Without it, a process that ends while others are connected is aborted."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _accelerators(device: torch.device) -> list[int]:
-    """Which CUDA devices' random state to keep aside, for torch.random.fork_rng."""
-    return [device.index or 0] if device.type == "cuda" else []
+def _readable(stream: Iterator[Batch], start: int, last_good: Callable[[], Path | None]) -> Iterator[Batch]:
+    """The batches; with a photograph that can no longer be read, an error that says where the training stands."""
+    for step in itertools.count(start + 1):
+        try:
+            batch = next(stream)
+        except StopIteration:
+            return
+        except DataError as error:
+            path = last_good()
+            kept = f"The last good checkpoint is {path}." if path else "There is no checkpoint yet."
+            raise DataError(
+                f"{error} It was there when the training began, and is needed for step {step}. {kept} Put it back and "
+                "run the same command again to go on."
+            ) from None
+        yield batch
 
 
 # -- before the first step ------------------------------------------------------------------------------
@@ -323,8 +332,9 @@ def _accelerators(device: torch.device) -> list[int]:
 def _calibrate(
     loss: LossModule,
     model: nn.Module,
-    samples: Dataset[tuple[Tensor, Tensor]],
+    samples: Dataset[Batch],
     settings: Settings,
+    members: Group,
     fabric: Any,
     note: Callable[[str], None],
 ) -> None:
@@ -339,17 +349,18 @@ def _calibrate(
         batch_size=settings.batch_size,
         start_step=0,
         steps=count,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+        rank=members.rank,
+        world_size=members.size,
     )
 
-    def predicted() -> Iterator[tuple[Tensor, Tensor]]:
-        for degraded, sharp in stream:
+    def predicted() -> Iterator[Batch]:
+        for degraded, sharp in _readable(stream, 0, lambda: None):
+            parts = degraded.to(fabric.device).chunk(settings.accumulate)
             with torch.no_grad(), fabric.autocast():
-                prediction = model(degraded.to(fabric.device))
+                prediction = torch.cat([model(part) for part in parts])
             yield prediction, sharp.to(fabric.device)
 
-    with torch.random.fork_rng(_accelerators(fabric.device)):
+    with torch.random.fork_rng(accelerators(fabric.device)):
         found = loss.calibrate(predicted())
     for buffer, before in buffers:
         buffer.copy_(before)
@@ -364,9 +375,8 @@ def _calibrate(
 class _Stages:
     """The results of the model's stages that a training needs: all, or the last where no other counts."""
 
-    def __init__(self, model: nn.Module, trained: Any, settings: Settings) -> None:
-        self.trained = trained
-        self.weights = stage_weights(model, settings.stages)
+    def __init__(self, trained: Any, weights: tuple[float, ...]) -> None:
+        self.trained, self.weights = trained, weights
         self.several = any(self.weights[:-1])
         if not self.several:
             self.weights = self.weights[-1:]
@@ -377,25 +387,20 @@ class _Stages:
         return self.trained.stages(degraded) if self.several else (self.trained(degraded),)
 
 
-def _gradient_size(model: nn.Module) -> Tensor:
-    """A scalar that is finite exactly when every gradient is."""
-    sizes = [parameter.grad.abs().amax() for parameter in model.parameters() if parameter.grad is not None]
-    return torch.stack(sizes).sum() if sizes else torch.zeros(())
+class _Seen:
+    """The loss and its terms of the parts of a step."""
 
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-def _guilty_gradient(loss: LossModule, model: nn.Module, degraded: Tensor, sharp: Tensor) -> list[str]:
-    """The terms whose own gradient with respect to the prediction is not finite."""
-    with torch.no_grad():
-        prediction = model(degraded)
-    prediction.requires_grad_()
-    guilty = []
-    for label, term in loss.terms(prediction, sharp).items():
-        if not term.requires_grad:
-            continue
-        (gradient,) = torch.autograd.grad(term, prediction, retain_graph=True, allow_unused=True)
-        if gradient is not None and not torch.isfinite(gradient).all():
-            guilty.append(label)
-    return guilty
+    def add(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
+        self._parts.append((total.detach(), {label: term.detach() for label, term in terms.items()}))
+
+    def mean(self) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(self._parts) == 1:
+            return self._parts[0]
+        totals, terms = zip(*self._parts, strict=True)
+        return torch.stack(totals).mean(0), {k: torch.stack([each[k] for each in terms]).mean(0) for k in terms[0]}
 
 
 class _Average:
@@ -420,9 +425,10 @@ class _Average:
 
 
 class _Means:
-    """Means of the loss, its terms and what it logs of its learning, added up on the device."""
+    """Means of the loss, its terms and what it logs of its learning, over the processes too; added up on the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Group) -> None:
+        self.members = members
         self.count = 0
         self._terms: list[str] = []
         self._learned: list[str] = []
@@ -444,7 +450,7 @@ class _Means:
 
     def read(self) -> tuple[float, dict[str, float], dict[str, float]]:
         assert self._sum is not None
-        total, *means = (self._sum / self.count).tolist()
+        total, *means = (self.members.total(self._sum / self.count) / self.members.size).tolist()
         count = len(self._terms)
         return (
             total,
@@ -453,86 +459,30 @@ class _Means:
         )
 
 
-class _Sentinel:
-    """Remembers, on the device, the first step at which each value was not finite."""
-
-    _NEVER = 2**62
-
-    def __init__(self, device: torch.device, world_size: int) -> None:
-        self.device, self.world_size = device, world_size
-        self._labels: list[str] = []
-        self._learned: list[str] = []
-        self._first: Tensor | None = None
-
-    def see(
-        self,
-        step: int,
-        total: Tensor,
-        terms: Mapping[str, Tensor],
-        gradients: Tensor | None,
-        learned: Mapping[str, Tensor],
-    ) -> None:
-        self._labels, self._learned = list(terms), list(learned)
-        gradients = total if gradients is None else gradients
-        values = torch.stack([v.detach().float() for v in (*terms.values(), *learned.values(), total, gradients)])
-        bad = torch.where(torch.isfinite(values), self._NEVER, step)
-        self._first = bad if self._first is None else torch.minimum(self._first, bad)
-
-    def check(self, last_good: Callable[[], Path | None], guilty: Callable[[], list[str]]) -> None:
-        """Raise NonFiniteLoss if anything seen was not finite. `guilty` looks closer at gradients."""
-        assert self._first is not None
-        if self.world_size > 1:
-            torch.distributed.all_reduce(self._first, torch.distributed.ReduceOp.MIN)
-        *values, total, gradients = self._first.tolist()
-        step = min(*values, total, gradients)
-        if step == self._NEVER:
-            return
-        count = len(self._labels)
-        named = [label for label, first in zip(self._labels, values[:count], strict=True) if first == step]
-        learned = [label for label, first in zip(self._learned, values[count:], strict=True) if first == step]
-        if named:
-            what = f"the term {', '.join(named)} became NaN or infinite"
-        elif learned:
-            what = f"what the loss learns became NaN or infinite: {', '.join(learned)}"
-        elif total == step:
-            what = f"the sum of the terms {', '.join(self._labels)} became infinite, though each is finite"
-        else:
-            named = guilty() or (self._labels if len(self._labels) == 1 else [])
-            what = (
-                f"the gradient of the term {', '.join(named)} became NaN or infinite"
-                if named
-                else f"the gradients became NaN or infinite, of one of the terms {', '.join(self._labels)}"
-            )
-        path = last_good()
-        kept = f"The last good checkpoint is {path}." if path else "There is no checkpoint yet."
-        raise NonFiniteLoss(
-            f"{what} at step {step}. {kept} Try a smaller training.lr, training.precision = '32-true', or another loss."
-        )
-
-
 @contextlib.contextmanager
-def deferred_interrupt(*, alone: bool) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event instead of raising; the second raises.
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event instead of raising; the second raises. SIGTERM, which a cluster sends some time
+    before it kills, sets it too.
 
-    Only where Python lets signals be caught (the main thread), and with one process: several would stop at
-    different steps, and then wait for each other forever.
+    Only where Python lets signals be caught: in the main thread.
     """
     event = threading.Event()
-    if not alone or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def remember(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if event.is_set():
+        del frame
+        if number == signal.SIGINT and event.is_set():
             raise KeyboardInterrupt
         event.set()
 
-    before = signal.signal(signal.SIGINT, remember)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # -- what a checkpoint needs ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "constant", "exponential", "polynomial", "step")
 STAGES = ("authors", "last")
+ON_NONFINITE = ("stop", "skip")
 # What no training needs and no memory holds, refused before anything is read. The lists of steps and of trainings are
 # made as a whole.
 MOST = {
@@ -21,6 +22,8 @@ MOST = {
     "seeds": 1000,
     "seed": 2**62,
     "devices": 10_000,
+    "nodes": 10_000,
+    "accumulate": 1_000_000,
     "workers": 1000,
     "log_every": 2**62,
     "checkpoint_every": 2**62,
@@ -34,7 +37,7 @@ class Settings:
     """The `training` part of a recipe.
 
     steps:            batches to train on.
-    batch_size:       images of a batch, over all devices together.
+    batch_size:       images of a batch, over all devices of all nodes together.
     crop:             side of a training crop, px.
     lr:               learning rate at the start.
     lr_end:           learning rate at the last step, as a share of `lr`.
@@ -56,7 +59,17 @@ class Settings:
     precision:        "32-true", "bf16-mixed" or "16-mixed".
     ema:              decay of the moving average of the weights, such as 0.999; 0 for none.
     device:           "auto", "cpu", "cuda" or "mps".
-    devices:          how many of them.
+    devices:          how many of them on each machine: each is driven by a process of its own, and takes an equal share
+                      of every batch. A step comes to the same as on one device, but for the order of summation; only
+                      batch normalisation and what couples a batch (gan, ragan) see a share, and dropout draws by share.
+    nodes:            machines that train together. torchrun or srun must start the processes, devices on each machine:
+                      torchrun --nnodes 2 --nproc-per-node 4 ... -m veridical compare ... --devices 4 --set
+                      training.nodes=2 --out FOLDER, with FOLDER on storage that all of them see.
+    accumulate:       parts in which a device takes its share of a batch, one after the other, so that a batch needs the
+                      memory of a part. A step comes to the same as with 1, with the exceptions that `devices` has; a
+                      discriminator learns from the whole share at once.
+    on_nonfinite:     what to do when a value of a step is NaN or infinite: "stop" the training, or "skip" that step: it
+                      leaves nothing behind. "skip" looks at every step, for which an accelerator must be waited for.
     workers:          processes that make batches; 0 makes them in between the steps.
     log_every:        steps between two rows of training.csv.
     checkpoint_every: steps between two checkpoints.
@@ -85,6 +98,9 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_gradient: float = 0.0
     stages: str | tuple[float, ...] = "authors"
+    nodes: int = 1
+    accumulate: int = 1
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -94,7 +110,8 @@ class Settings:
             fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             _check(f.name, fits, {int: "a whole number", float: "a number", str: "a word"}[kind], value)
             _check(f.name, not isinstance(value, int) or abs(value) < 2**63, "a number of less than 20 digits", value)
-        for name in ("steps", "batch_size", "crop", "seeds", "devices", "log_every", "checkpoint_every", "drops"):
+        positive = ("steps", "batch_size", "crop", "seeds", "devices", "nodes", "accumulate", "log_every")
+        for name in (*positive, "checkpoint_every", "drops"):
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("seed", "workers"):
             _check(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
@@ -116,12 +133,11 @@ class Settings:
         _check("lr_end", 0 <= self.lr_end <= 1, "a share of training.lr, from 0 to 1", self.lr_end)
         if self.schedule in ("exponential", "step"):
             _check("lr_end", self.lr_end > 0, f"greater than 0 with schedule {self.schedule!r}", self.lr_end)
-        _check(
-            "batch_size",
-            self.batch_size % self.devices == 0,
-            f"a multiple of training.devices ({self.devices})",
-            self.batch_size,
-        )
+        _check_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        factors = {name: getattr(self, name) for name in ("devices", "nodes", "accumulate")}
+        named = " * ".join(f"training.{name} ({count})" for name, count in factors.items() if count > 1)
+        fits = self.batch_size % math.prod(factors.values()) == 0
+        _check("batch_size", fits, f"a multiple of {named}", self.batch_size)
 
     def _check_lists(self) -> None:
         """`betas` and `stages`, which become tuples: TOML has lists."""
@@ -137,12 +153,24 @@ class Settings:
         _check("stages", fits, "authors, last or a list of weights of at least 0, not all of them 0", self.stages)
         object.__setattr__(self, "stages", weights)
 
+    @property
+    def processes(self) -> int:
+        """One for each device of each machine."""
+        return self.devices * self.nodes
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that a device takes at a time: a part of its share of a batch."""
+        return self.batch_size // (self.processes * self.accumulate)
+
     def fingerprint(self) -> dict[str, str]:
-        """What must not change when a training goes on; where and how fast it runs may, and how many there are.
+        """What must not change when a training goes on; where and how fast it runs may, and how many there are: also on
+        how many devices and in how many parts, although batch normalisation then sees other shares.
 
         What came into a recipe later than the first runs is named only where it is not at its default, which is what
         those runs were trained by: so that they can go on."""
-        free = {"seeds", "device", "devices", "workers", "log_every", "checkpoint_every"}
+        free = {"seeds", "device", "devices", "nodes", "accumulate", "on_nonfinite", "workers"}
+        free |= {"log_every", "checkpoint_every"}
         later = {f.name for f in fields(self) if f.name in _LATER and getattr(self, f.name) == f.default}
         return {f"training.{f.name}": str(getattr(self, f.name)) for f in fields(self) if f.name not in free | later}
 
