@@ -35,9 +35,10 @@ from veridical.comparison.results import load_result
 from veridical.comparison.sources import Sources
 from veridical.comparison.storage import OF_TRAINING, Mirror, Store, is_url
 from veridical.comparison.sweep import run_one
-from veridical.core.errors import DataError, VeridicalError
+from veridical.core.errors import DataError, FolderInUse, VeridicalError
 from veridical.training.recipe import make_recipe
 
+_PATIENCE_S = 60.0
 VERSIONS = {"veridical": __version__, "torch": torch.__version__.partition("+")[0]}
 
 
@@ -84,13 +85,25 @@ def carry_out(cell: Cell, observer: Observer) -> Outcome:
         plan, contender = _prepared(cell)
         plan.store.pull(contender.place, without=OF_TRAINING)
         if not load_result(plan, contender):
-            run_one(plan, contender, observer)
+            _patiently(lambda: run_one(plan, contender, observer))
     except VeridicalError as error:
         return Outcome("waiting", f"{error} ({platform.node()})")
     if isinstance(plan.store, Mirror):
         for place in (contender.place, contender.images):
             shutil.rmtree(plan.folder / place, ignore_errors=True)
     return Outcome(contender.status, contender.error)
+
+
+def _patiently(run: Callable[[], None]) -> None:
+    """run(), once a process that was given up for lost has let go of the folder."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return run()
+        except FolderInUse:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
 
 
 def _check_machine(cell: Cell) -> None:
