@@ -113,6 +113,11 @@ def test_another_address_than_rays_is_refused(data: Path, tmp_path: Path) -> Non
         compare(quick_recipe(data, 'losses=["l1"]'), tmp_path / "run", on="slurm")
 
 
+def test_a_training_over_several_machines_is_no_task(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a task of a cluster is on one machine"):
+        compare(quick_recipe(data, 'losses=["l1"]', "training.nodes=2"), tmp_path / "run", on="ray")
+
+
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_the_rows_and_weights_are_those_of_one_machine(data: Path, tmp_path: Path) -> None:
     recipe = quick_recipe(data, 'losses=["l1", "spl-a"]', "training.seeds=2", 'classical=["wiener"]')

@@ -79,7 +79,7 @@ def carry_out(cell: Cell, observer: Observer) -> Outcome:
             os.chdir(cell.cwd)
         _check_machine(cell)
         recipe = make_recipe(tomllib.loads(cell.recipe))
-        if recipe.training.devices > 1 and __name__ != "__main__":
+        if recipe.training.processes > 1 and __name__ != "__main__":
             return _apart(cell, observer)
         torch.set_num_threads(cell.threads)
         plan, contender = _prepared(cell)
