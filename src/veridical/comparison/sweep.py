@@ -132,8 +132,8 @@ def _compare(
         for label, recipe, run in asked:
             if on and recipe.training.nodes > 1:
                 raise RecipeError(
-                    f"training.nodes is {recipe.training.nodes}, but a task of a cluster is on one machine. Set it to 1, "
-                    "or leave out --on and start the processes with torchrun or srun."
+                    f"training.nodes is {recipe.training.nodes}, but a task of a cluster is on one machine. Set it to "
+                    "1, or leave out --on and start the processes with torchrun or srun."
                 )
             if is_url(run) and recipe.training.processes > 1 and on is None:
                 raise RecipeError(
