@@ -31,6 +31,7 @@ MEASURED = Measured(
     },
     start_s=3.0,
     preparing_s=1.0,
+    cell_preparing_s=0.5,
     photographs=PhotographCosts(count=10, file_bytes=10**7, decoded_bytes=10**8, reading_s=6.0, decode_s=0.5),
     batch_s=0.02,
     rest_s=0.005,
@@ -144,11 +145,18 @@ def test_impossible_options_are_errors_in_words(option: str, value: str, message
 def test_one_worker_takes_the_sum_of_what_was_measured() -> None:
     found = forecast(MEASURED, Grid(2), Assumed())
     step = [each.seconds + 0.005 + 0.02 for each in MEASURED.steps]
-    evaluation = 1.0 + 2.0 + 1.0 + 4.0
-    trained = 1000 * sum(step) + 2 * (4 * 0.5 + evaluation)
-    assert found.schedule.seconds == pytest.approx(3 + 1 + 6 + trained + 2 * 0.25 + 0.125)
-    assert found.schedule.moved == 10**7 + 2 * (4 * 3 * 10**6 + 10**6 + 10 * 300 + 5000 + 2e6)
+    before = 3 + 1 + 6 + (1.0 + 1.0 + 2 * 4.0)
+    trained = 1000 * sum(step) + 2 * (4 * 0.5 + (1.0 + 2.0 + 1.0 + 4.0))
+    assert found.schedule.seconds == pytest.approx(before + trained + 2 * 0.25 + (1 + 2) * 0.125)
+    assert found.schedule.moved == 2 * (4 * 3 * 10**6 + 10**6 + 10 * 300 + 5000 + 2e6)
     assert found.disk == 2 * (2 * 3 * 10**6 + 10**6 + 10 * 300 + 5000 + 2e6)
+
+
+def test_workers_apart_start_read_and_prepare_for_themselves() -> None:
+    alone, apart = (forecast(MEASURED, Grid(2), Assumed(apart=each)).schedule for each in (False, True))
+    reading = 6.0 * (1 + 4 / 10)  # with the images that are evaluated on
+    assert apart.seconds == pytest.approx(alone.seconds + 3 + reading + 2 * 0.5 - 0.25 - 0.125)
+    assert apart.moved == pytest.approx(alone.moved + 1.4 * 10**7)
 
 
 def test_speed_is_of_the_device_alone() -> None:

@@ -22,6 +22,7 @@ def mixed(count: int, seed: int = 0) -> list[Cell]:
         Cell(
             f"cell {number}",
             task=draw.choice("ab"),
+            preparing_s=draw.uniform(0, 1),
             steps=draw.randint(1, 40),
             device_s=draw.uniform(0.1, 5),
             making_s=draw.uniform(0, 4),
@@ -35,21 +36,21 @@ def mixed(count: int, seed: int = 0) -> list[Cell]:
     ]
 
 
-BUSY = Cluster(workers=3, makers=2, start_s=2, storage=40, record_s=0.5, record_growth_s=0.01)
+BUSY = Cluster(3, makers=2, before_s=4, start_s=2, storage=40, record_s=0.5, record_growth_s=0.01, sparing=3)
 PHOTOGRAPHS = {"a": Photographs(3, 70), "b": Photographs(1, 20)}
 
 
 def test_one_worker_takes_the_sum_of_everything() -> None:
-    cell = Cell("x", "a", 10, 2, 0.5, checkpoint_every=4, checkpoint_s=1, checkpoint_bytes=20, evaluation_s=7)
-    cell = replace(cell, result_bytes=30)
+    cell = Cell("x", "a", steps=10, device_s=2, making_s=0.5, checkpoint_every=4, checkpoint_s=1, evaluation_s=7)
+    cell = replace(cell, checkpoint_bytes=20, result_bytes=30)
     cluster = Cluster(start_s=5, storage=10, record_s=0.25, record_growth_s=0.125, driver_waits=True)
     found = simulate([cell] * 3, cluster, {"a": Photographs(11, 40)})
     one = 10 * 2.5 + 3 * (1 + 2) + 7 + 3
-    assert found.seconds == pytest.approx(5 + 11 + 4 + 3 * one + 3 * 0.25 + (0 + 1 + 2) * 0.125)
+    assert found.seconds == pytest.approx(5 + 11 + 4 + 3 * one + 3 * 0.25 + (1 + 2 + 3) * 0.125)
     assert found.moved == 40 + 3 * (3 * 20 + 30)
     assert found.spent["device"] == pytest.approx(60)
     assert found.spent["batches"] == pytest.approx(15)
-    assert found.spent["driver"] == pytest.approx(0.75 + 0.375)
+    assert found.spent["driver"] == pytest.approx(0.75 + 0.75)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7, 8, 10, 64])
@@ -73,17 +74,35 @@ def test_transfers_share_the_storage_equally() -> None:
 
 
 def test_a_slow_driver_takes_the_sum_of_its_work_however_many_workers_there_are() -> None:
-    """For n cells n a + b n (n - 1) / 2: it grows with the square where each record rewrites those before."""
+    """For n cells n a + b n (n + 1) / 2: it grows with the square where each record rewrites those before."""
     cluster = Cluster(1000, record_s=2, record_growth_s=0.5)
     found = simulate(cells(100, device_s=1), cluster)
-    assert found.seconds == pytest.approx(1 + 100 * 2 + 0.5 * 100 * 99 / 2)
+    assert found.seconds == pytest.approx(1 + 100 * 2 + 0.5 * 100 * 101 / 2)
     assert found.bottleneck == "driver"
 
 
-def test_each_task_has_a_driver_s_work_of_its_own() -> None:
+def test_a_sparing_driver_takes_a_small_share_of_the_time_whatever_the_number_of_cells() -> None:
+    """It rests ten times as long as it wrote: no more than an eleventh of the time goes to it, and what is left to be
+    written at the end is written once."""
+    for count in (10, 100, 1000):
+        found = simulate(cells(count, device_s=1), Cluster(driver_waits=True, record_growth_s=0.5, sparing=10))
+        assert found.spent["driver"] <= count / 10 + 2 * 0.5 * count
+        eager = simulate(cells(count, device_s=1), Cluster(driver_waits=True, record_growth_s=0.5))
+        assert eager.seconds == pytest.approx(count + 0.5 * count * (count + 1) / 2)
+    assert simulate(cells(3), Cluster(3, record_s=1, sparing=10)).seconds == pytest.approx(1 + 1 + 1)
+
+
+def test_each_task_has_a_driver_of_its_own() -> None:
     both = cells(10, task="a") + cells(10, task="b")
     found = simulate(both, Cluster(1000, record_growth_s=1))
-    assert found.seconds == pytest.approx(1 + 2 * (10 * 9 / 2))
+    assert found.seconds == pytest.approx(1 + 10 * 11 / 2)
+
+
+def test_workers_begin_when_the_driver_has_made_everything_ready() -> None:
+    found = simulate(cells(4, preparing_s=2), Cluster(2, before_s=30, start_s=5))
+    assert found.seconds == pytest.approx(30 + 5 + 2 * (2 + 1))
+    assert found.spent["driver"] == pytest.approx(2 * 30)
+    assert found.spent["preparing"] == pytest.approx(2 * 5 + 4 * 2)
 
 
 @pytest.mark.parametrize(("makers", "step"), [(0, 5.0), (1, 4.0), (2, 2.0), (4, 1.0), (50, 1.0)])

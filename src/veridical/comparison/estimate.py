@@ -120,6 +120,7 @@ class Measured:
     recipe: Mapping[str, Any]
     start_s: float
     preparing_s: float
+    cell_preparing_s: float
     photographs: PhotographCosts
     batch_s: float
     rest_s: float
@@ -227,6 +228,7 @@ def measure(
         },
         start_s=_starting(plan.device),
         preparing_s=preparing_s,
+        cell_preparing_s=_preparing_again(plan),
         photographs=photographs,
         batch_s=batch_s,
         rest_s=max(0.0, whole_s - batch_s - steps[0].seconds),
@@ -283,6 +285,20 @@ def _starting(device: torch.device) -> float:
         f"torch.zeros(1, device={str(device)!r})\n"
     )
     return _timed(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True))
+
+
+def _preparing_again(plan: Plan) -> float:
+    """Of a worker, which is told of one training and has read the photographs: of the first loss and of the last."""
+    losses = list(plan.recipe.losses.items())
+    recipes = [plan.recipe.model_copy(update={"losses": dict([each])}) for each in (losses[0], losses[-1])]
+    return sum(
+        _timed(
+            lambda one=recipe: prepare(  # type: ignore[misc]
+                one, plan.folder, Observer(), leave_out=False, begin=False, sources=plan.sources
+            )
+        )
+        for recipe in recipes
+    ) / len(recipes)
 
 
 def _photographs(samples: Samples, reading_s: float) -> PhotographCosts:
@@ -512,7 +528,7 @@ def _evaluation(plan: Plan, folder: Path, advance: Callable[[], None]) -> tuple[
 
 def _recording(plan: Plan, folder: Path) -> tuple[float, float]:
     """(a, b): the driver records a cell in a + b * the cells finished before. Measured with made-up rows."""
-    few, many = 2, 100
+    few, many = 2, 100  # cells that are finished
     example = plan.contenders[0]
     rows: list[Row] = [
         {"image": name, "loss": example.name, "metric": one.name, "value": 0.5}

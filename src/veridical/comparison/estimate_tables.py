@@ -42,7 +42,11 @@ def _costs(measured: Measured, makers: int) -> Table:
     missing = photographs.missing(makers)
     rows: list[tuple[str, ...]] = [
         ("a process starts", _seconds(measured.start_s), "imports, and the device awake"),
-        ("checks before the first step", _seconds(measured.preparing_s), "models, losses, evaluation images"),
+        (
+            "checks before the first step",
+            _seconds(measured.preparing_s),
+            f"models, losses, evaluation images; a worker takes {_seconds(measured.cell_preparing_s)} for each cell",
+        ),
         (
             "photographs read",
             _seconds(photographs.reading_s),

@@ -15,7 +15,7 @@ from veridical.training.checkpoint import KEEP
 NAMES = {
     "device": "device",
     "batches": "making batches",
-    "preparing": "starting and reading",
+    "preparing": "starting, reading",
     "evaluation": "evaluation",
     "checkpoints": "checkpoints",
     "storage": "storage",
@@ -23,6 +23,8 @@ NAMES = {
     "lost": "lost workers",
     "idle": "last cells",
 }
+# A driver rests so many times as long as it took to record what is finished; as comparison/sweep.py does.
+_SPARING = 10.0
 # A change that saves less than this share of the time is not worth a word.
 _WORTH = 0.02
 
@@ -62,7 +64,8 @@ def read_grid(text: str) -> Grid:
 class Assumed:
     """What nobody has measured here.
 
-    workers:   devices that train at once; one works in the driver's own process.
+    workers:   devices that train at once. apart: in processes apart from the driver's, as with --on ray; None for more
+               than one.
     speed:     how many times as fast as the device measured on each of them computes. What the processor does
                (batches, photographs, files, Python) stays as it was measured.
     storage:   bytes a second, of all workers together.
@@ -71,6 +74,7 @@ class Assumed:
     """
 
     workers: int = 1
+    apart: bool | None = None
     speed: float = 1.0
     storage: float = math.inf
     cpus: int | None = None
@@ -133,7 +137,7 @@ def forecast(measured: Measured, grid: Grid, assumed: Assumed) -> Forecast:
     """Simulate the grid, and the changes that might pay."""
     makers = _makers(measured, assumed)
     given = cells(measured, grid, assumed)
-    photographs = _photographs(measured, grid)
+    photographs = _photographs(measured, grid, assumed)
     cluster = _cluster(measured, assumed, makers)
     ordered = longest_first(given, makers)
     schedule, in_order = (simulate(each, cluster, photographs) for each in (ordered, given))
@@ -163,6 +167,7 @@ def cells(measured: Measured, grid: Grid, assumed: Assumed) -> list[Cell]:
                     Cell(
                         f"{name}, task {task}, seed {seed}, {loss // len(kinds)}",
                         str(task),
+                        preparing_s=measured.cell_preparing_s if _apart(assumed) else 0.0,
                         steps=trained["steps"],
                         device_s=device_s,
                         making_s=making_s,
@@ -193,21 +198,36 @@ def _makers(measured: Measured, assumed: Assumed) -> int:
     return wanted if assumed.cpus is None else min(wanted, assumed.cpus)
 
 
-def _photographs(measured: Measured, grid: Grid) -> dict[str, Photographs]:
+def _apart(assumed: Assumed) -> bool:
+    return assumed.workers > 1 if assumed.apart is None else assumed.apart
+
+
+def _photographs(measured: Measured, grid: Grid, assumed: Assumed) -> dict[str, Photographs]:
+    """Those to evaluate on, too, which take as long as others."""
+    if not _apart(assumed):
+        return {}
     found = measured.photographs
-    read = Photographs(found.reading_s + measured.preparing_s, found.file_bytes)
+    more = 1 + measured.evaluation.images / found.count
+    read = Photographs(more * found.reading_s, more * found.file_bytes)
     return {str(task): read for task in range(grid.tasks)}
 
 
 def _cluster(measured: Measured, assumed: Assumed, makers: int) -> Cluster:
+    """The driver starts, checks everything, reads the photographs and evaluates the degraded images; where it is the
+    only worker, too, nothing of that is done twice."""
+    evaluation = measured.evaluation
+    inputs = evaluation.degrading + sum(evaluation.metrics.values()) / assumed.speed + 2 * evaluation.writing
+    apart = _apart(assumed)
     return Cluster(
         workers=assumed.workers,
         makers=makers,
-        start_s=measured.start_s,
+        before_s=measured.start_s + measured.preparing_s + measured.photographs.reading_s + inputs,
+        start_s=measured.start_s if apart else 0.0,
         storage=assumed.storage,
         record_s=measured.record_s,
         record_growth_s=measured.record_growth_s,
-        driver_waits=assumed.workers == 1,
+        sparing=_SPARING,
+        driver_waits=not apart,
         lost_every_s=assumed.lost_every_hours * 3600,
     )
 

@@ -1,16 +1,16 @@
 """How long a grid of trainings takes on so many workers: a simulation of discrete events. Nothing here is measured.
 
-A worker is a process with a device of its own. It starts, and then takes one cell after the other from the front of the
-queue. For the first cell of a task it reads the photographs; a cell is a training with its checkpoints, and an
-evaluation. Whatever is written or read goes through one storage whose bandwidth all transfers at a time share equally.
-The driver records finished cells one after the other. A worker that is lost takes with it the steps since the last
-checkpoint; its cell goes back to the front of the queue, and a new worker starts.
+The driver makes everything ready. A worker is a process with a device of its own. It starts, and then takes one cell
+after the other from the front of the queue. For the first cell of a task it reads the photographs; a cell is a training
+with its checkpoints, and an evaluation. Whatever is written or read goes through one storage whose bandwidth all
+transfers at a time share equally. Each task has a driver, which records its finished cells. A worker that is lost takes
+with it the steps since the last checkpoint; its cell goes back to the front of the queue, and a new worker starts.
 """
 
 import heapq
 import math
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,13 +24,14 @@ SPENDING = ("device", "batches", "preparing", "evaluation", "checkpoints", "stor
 class Cell:
     """One training and its evaluation; seconds are those of a worker.
 
-    task:     cells of one task share photographs, and a run folder.
+    task:     cells of one task share photographs, and a run folder. preparing_s: before the first step.
     device_s: of one step on the device. making_s: of one core, to make the batch of a step.
     checkpoint_every: steps. checkpoint_s: to put one together. result_bytes: written at the end.
     """
 
     name: str
     task: str = ""
+    preparing_s: float = 0.0
     steps: int = 1
     device_s: float = 1.0
     making_s: float = 0.0
@@ -47,7 +48,8 @@ class Cell:
     def seconds(self, makers: int) -> float:
         """Of the whole cell, with a storage that takes no time."""
         checkpoints = math.ceil(self.steps / self.checkpoint_every)
-        return self.steps * self.step_s(makers) + checkpoints * self.checkpoint_s + self.evaluation_s
+        trained = self.steps * self.step_s(makers) + checkpoints * self.checkpoint_s
+        return self.preparing_s + trained + self.evaluation_s
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,31 @@ class Cluster:
     """Where the cells are carried out.
 
     makers:        processes of each worker that make batches.
+    before_s:      of the driver, before the first worker starts.
     start_s:       until a new worker process has imported what it needs.
     storage:       bytes a second that all share.
-    record_s:      of the driver for each finished cell, and record_growth_s more for each of that task before it.
+    record_s:      of a driver to record what is finished, and record_growth_s more for each finished cell of the task.
+    sparing:       it does so after each cell, but not before so many times as long as the last time took have passed;
+                   and once more at the end.
     driver_waits:  whether a worker's next cell waits until its last is recorded, as where both are one process.
     lost_every_s:  mean seconds that a worker lives; infinite for ever.
     """
 
     workers: int = 1
     makers: int = 0
+    before_s: float = 0.0
     start_s: float = 0.0
     storage: float = math.inf
     record_s: float = 0.0
     record_growth_s: float = 0.0
+    sparing: float = 0.0
     driver_waits: bool = False
     lost_every_s: float = math.inf
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("makers", 0), ("start_s", 0), ("record_s", 0), ("record_growth_s", 0)):
+        durations = ("before_s", "start_s", "record_s", "record_growth_s", "sparing")
+        for name in ("workers", "makers", *durations):
+            least = int(name == "workers")
             if not getattr(self, name) >= least:
                 raise VeridicalError(f"{name} must be at least {least}, but got {getattr(self, name)!r}.")
         for name in ("storage", "lost_every_s"):
@@ -223,6 +232,38 @@ class _Storage:
         return worker
 
 
+@dataclass
+class _Driver:
+    """Of one task. free: when it has done what it was told. cells: that it was told of; written: how many of them are
+    recorded. next: when it may record again."""
+
+    cluster: Cluster
+    free: float = 0.0
+    next: float = 0.0
+    cells: int = 0
+    written: int = 0
+
+    def record(self, now: float) -> float:
+        """Tell it of a finished cell; -> when it has time again."""
+        self.cells += 1
+        self.free = max(self.free, now)
+        if self.free >= self.next:
+            self._write()
+        return self.free
+
+    def end(self) -> float:
+        """When all is recorded."""
+        if self.written < self.cells:
+            self._write()
+        return self.free
+
+    def _write(self) -> None:
+        seconds = self.cluster.record_s + self.cluster.record_growth_s * self.cells
+        self.free += seconds
+        self.next = self.free + self.cluster.sparing * seconds
+        self.written = self.cells
+
+
 class _Simulation:
     def __init__(
         self, cells: Sequence[Cell], cluster: Cluster, photographs: Mapping[str, Photographs], seed: int
@@ -235,15 +276,16 @@ class _Simulation:
         self.timers: list[tuple[float, int]] = []
         self.parked: deque[int] = deque()
         self.spent = dict.fromkeys(SPENDING, 0.0)
-        self.recorded: Counter[str] = Counter()
+        self.drivers: dict[str, _Driver] = {}
         self.finished: list[Finished] = []
-        self.moved = self.driver_free = 0.0
+        self.moved = 0.0
         self.losses = 0
 
     def run(self) -> Schedule:
         workers = [_Worker(number, self) for number in range(self.cluster.workers)]
+        self.spent["driver"] += self.cluster.workers * self.cluster.before_s
         for worker in workers:
-            self._go_on(worker, 0.0)
+            self._go_on(worker, self.cluster.before_s)
         while True:
             timed, moved = self.timers[0][0] if self.timers else math.inf, self.storage.next
             now = min(timed, moved)
@@ -253,7 +295,7 @@ class _Simulation:
             number = heapq.heappop(self.timers)[1] if timed <= moved else self.storage.end()
             self._go_on(workers[number], now)
         last = max((each.ended for each in self.finished), default=0.0)
-        seconds = max(last, self.driver_free)
+        seconds = max([last, self.cluster.before_s, *(each.end() for each in self.drivers.values())])
         # Where a worker did nothing: after the last cell all wait for the driver, before it there was no cell left.
         rest = max(0.0, self.cluster.workers * seconds - sum(self.spent.values()))
         waiting = min(rest, self.cluster.workers * (seconds - last))
@@ -290,11 +332,9 @@ class _Simulation:
             else:
                 heapq.heappush(self.timers, (now, worker.number))
         elif isinstance(wanted, _Record):
-            task = wanted.cell.task
-            self.driver_free = max(self.driver_free, now)
-            self.driver_free += self.cluster.record_s + self.cluster.record_growth_s * self.recorded[task]
-            self.recorded[task] += 1
-            heapq.heappush(self.timers, (self.driver_free if self.cluster.driver_waits else now, worker.number))
+            driver = self.drivers.setdefault(wanted.cell.task, _Driver(self.cluster))
+            free = driver.record(now)
+            heapq.heappush(self.timers, (free if self.cluster.driver_waits else now, worker.number))
         else:
             self.parked.append(worker.number)
 
@@ -347,6 +387,7 @@ class _Worker:
 
     def _cell(self, work: _Work) -> _Doing:
         cell, makers = work.cell, self.simulation.cluster.makers
+        yield from self._hold("preparing", cell.preparing_s)
         if work.done:  # another worker's checkpoint
             yield from self._move(cell.checkpoint_bytes)
         step_s = cell.step_s(makers)
