@@ -1,6 +1,6 @@
 """How a run folder bears a load: python -m tests.loads LOSSES IMAGES METRICS SEEDS
 
-Made-up values of so many losses, images and metrics, written and read by the code that a comparison uses: seconds, and
+Made-up values of so many losses, images and metrics, written and read by the code that a comparison uses: processor seconds, and
 the most memory that the process has held by then. The images themselves are left out: the page has no pictures.
 """
 
@@ -26,9 +26,9 @@ METRICS = ["psnr", "ssim", "gmsd", "sharpness-q", "psnr(channel=y)", "ssim(chann
 
 
 def timed(what: str, call: Callable[[], Found]) -> Found:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = call()
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{what:52} {seconds:9.3f} s {held:8.0f} MiB", flush=True)
     return found

@@ -187,6 +187,15 @@ def test_photographs_beyond_the_memory_are_decoded_again_for_their_share_of_the_
     assert any("photographs that all fit into memory" in each for each in advice)
 
 
+def test_more_photographs_and_images_cost_as_much_as_those_measured() -> None:
+    more = MEASURED.of_more(photographs=80, images=100)
+    assert (more.photographs.count, more.photographs.reading_s) == (80, 48.0)
+    assert more.photographs.decoded_bytes == 8 * 10**8
+    assert more.evaluation.seconds("unet") == 25 * MEASURED.evaluation.seconds("unet")
+    assert more.steps == MEASURED.steps
+    assert MEASURED.of_more() == MEASURED
+
+
 def test_on_a_cpu_processes_that_make_batches_take_cores_from_the_model() -> None:
     four = {**MEASURED.recipe, "makers": 4}
     on_cpu = replace(MEASURED, recipe=four, machine={**MEASURED.machine, "device": "cpu"})

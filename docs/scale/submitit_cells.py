@@ -2,9 +2,9 @@
 
     python docs/scale/submitit_cells.py recipe.toml /shared/runs/x --partition gpu --gpus 1 --cpus 8 --hours 24
 
-Every training is a cell: text that says what to train, and where the run is. The jobs write only inside their own folder of
-the run; this process checks everything first, waits for them, and then lets `compare` take over what they left and write
-the report. Given again, it sends only what is not finished, which goes on from its last checkpoint.
+Every training is a cell: text that says what to train, and where the run is. The jobs write only inside their own
+folder of the run; this process checks everything first, waits for them, and lets `compare` take over what they left.
+Given again, it sends only what is not finished, which goes on from its last checkpoint.
 """
 
 import argparse

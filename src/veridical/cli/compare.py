@@ -514,6 +514,10 @@ def estimate_cost(
     lost_every: Annotated[
         float | None, typer.Option(help="An assumption: a worker is lost after so many hours, on average.")
     ] = None,
+    photographs: Annotated[
+        int | None, typer.Option(help="Forecast for so many photographs to train on, of the sizes of those measured.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="The same of images to evaluate on.")] = None,
     rounds: Annotated[int, typer.Option(help="Steps of each loss that are timed.")] = 10,
     measured: Annotated[
         Path | None, typer.Option(help="An estimate.json: forecast from what it measured, and measure nothing.")
@@ -560,11 +564,12 @@ def estimate_cost(
         with display() as observer, tempfile.TemporaryDirectory(dir=out) as scratch:
             found = estimate.measure(recipe, Path(scratch), observer, rounds=rounds, leave_out=asked.demo)
     wanted = wanted or Grid(len(found.steps), 1, int(found.recipe["seeds"]))
-    forecasts = [forecast(found, wanted, each) for each in assumed]
+    meant = found.of_more(photographs=photographs, images=images)
+    forecasts = [forecast(meant, wanted, each) for each in assumed]
     path = out / "estimate.json"
     written = {"measured": found.as_dict(), "forecasts": [each.as_dict() for each in forecasts]}
     atomic_write(path, (json.dumps(written, indent=1) + "\n").encode())
-    for title, columns, rows in estimate_tables.tables(found, forecasts):
+    for title, columns, rows in estimate_tables.tables(meant, forecasts):
         print_table(title, columns, rows)
     for note in estimate_tables.notes(forecasts):
         print(f"- {note}")

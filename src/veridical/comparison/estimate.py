@@ -141,6 +141,33 @@ class Measured:
         found = self.photographs
         return self.batch_s + int(self.recipe["batch_size"]) * found.missing(makers) * found.decode_s
 
+    def of_more(self, *, photographs: int | None = None, images: int | None = None) -> "Measured":
+        """What so many photographs to train on, and images to evaluate on, of the same sizes would have come to."""
+        more = (photographs or self.photographs.count) / self.photographs.count
+        again = (images or self.evaluation.images) / self.evaluation.images
+        old, judged = self.photographs, self.evaluation
+        return replace(
+            self,
+            photographs=replace(
+                old,
+                count=round(more * old.count),
+                file_bytes=round(more * old.file_bytes),
+                decoded_bytes=round(more * old.decoded_bytes),
+                reading_s=more * old.reading_s,
+            ),
+            evaluation=EvaluationCosts(
+                images=round(again * judged.images),
+                megapixels=again * judged.megapixels,
+                degrading=again * judged.degrading,
+                restoring={name: again * seconds for name, seconds in judged.restoring.items()},
+                metrics={name: again * seconds for name, seconds in judged.metrics.items()},
+                writing=again * judged.writing,
+            ),
+            result_bytes=again * self.result_bytes,
+            image_bytes=again * self.image_bytes,
+            record_growth_s=again * self.record_growth_s,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
