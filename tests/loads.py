@@ -1,7 +1,7 @@
 """How a run folder bears a load: python -m tests.loads LOSSES IMAGES METRICS SEEDS
 
-Made-up values of so many losses, images and metrics, written and read by the code that a comparison uses: processor seconds, and
-the most memory that the process has held by then. The images themselves are left out: the page has no pictures.
+Made-up values of so many losses, images and metrics, written and read by the code that a comparison uses: processor
+seconds, and the most memory that the process has held by then. The images are left out: the page has no pictures.
 """
 
 import argparse
