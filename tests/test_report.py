@@ -1009,6 +1009,13 @@ def test_the_matrix_says_on_how_many_images_the_row_beats_the_column(tmp_path):
     assert "significant" in html[html.index('aria-label="LPIPS: who beats whom"') :]  # for who sees no frame
 
 
+def test_the_matrix_of_many_losses_shows_the_best_and_says_of_how_many(tmp_path, monkeypatch):
+    monkeypatch.setattr("veridical.comparison.report.MATRIX_ROWS", 2)
+    html, _ = report(make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l1", "l2", "pdl")}))
+    assert len(matrix(html, "LPIPS")) == 2
+    assert "Holm-corrected for all 6 pairs. Shown: the 2 of 3 with the best mean." in html
+
+
 def test_the_matrix_of_equal_losses_frames_nothing(tmp_path):
     means = {"input": MEANS["input"], "l1": MEANS["l2"], "l2": MEANS["l2"]}
     html, _ = report(make_run(tmp_path / "run", means=means, images=20))

@@ -1,8 +1,9 @@
-"""The commands that train and compare: compare, train, tune, report, probe."""
+"""The commands that train and compare: compare, train, tune, estimate, report, probe."""
 
 import functools
 import inspect
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,9 +215,14 @@ def _training_options(
 
 
 def _trains(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of training besides its own; it gets what they say as its first argument."""
-    first, *others = inspect.signature(_training_options).parameters.values()
+    """Give a command the options of training besides its own; it gets what they say as its first argument. One of its
+    own takes the place of one of the same name."""
     _, *own = inspect.signature(command).parameters.values()
+    first, *others = (
+        each
+        for each in inspect.signature(_training_options).parameters.values()
+        if each.name not in {mine.name for mine in own}
+    )
     parameters = [first, *own, *others]
 
     @functools.wraps(command)
@@ -478,6 +484,118 @@ def _print_search(search: "Search") -> None:
     say(f"  {best.spec}")
     say(f"score against weights: {search.folder / PICTURE}")
     say(f"report: {report.write_report(report.read_run(search.folder))}")
+
+
+@app.command("estimate")
+@guarded
+@_trains
+def estimate_cost(
+    asked: _Asked,
+    losses: Annotated[
+        str | None, typer.Option(help="Separated by commas, each of them measured. See: veridical losses.")
+    ] = None,
+    models: Annotated[str | None, typer.Option(help="Separated by commas, each measured with each loss.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each loss.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOSSESxTASKSxSEEDS",
+            help="The comparison to forecast: 100x5x3. The measured losses stand for all, each as often as another. "
+            "The recipe's own when left out.",
+        ),
+    ] = None,
+    workers: Annotated[str, typer.Option(help="Devices that train at once, separated by commas.")] = "1,8,64",
+    speed: Annotated[
+        str,
+        typer.Option(
+            help="An assumption of yours: how many times as fast as the device here one of theirs is; several, "
+            "separated by commas. Batches, photographs and files are not sped up."
+        ),
+    ] = "1",
+    storage_mb_s: Annotated[
+        float | None,
+        typer.Option(
+            "--storage-mb-s",
+            help="An assumption: what the storage that all share moves in a second; no limit when left out.",
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(help="An assumption: cores that make batches for each worker; training.workers of them."),
+    ] = None,
+    lost_every: Annotated[
+        float | None, typer.Option(help="An assumption: a worker is lost after so many hours, on average.")
+    ] = None,
+    photographs: Annotated[
+        int | None, typer.Option(help="Forecast for so many photographs to train on, of the sizes of those measured.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="The same of images to evaluate on.")] = None,
+    rounds: Annotated[int, typer.Option(help="Steps of each loss that are timed.")] = 10,
+    measured: Annotated[
+        Path | None, typer.Option(help="An estimate.json: forecast from what it measured, and measure nothing.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder for estimate.json; it is measured on the storage that this folder is on.")
+    ] = Path("estimate"),
+) -> None:
+    """Measure what a comparison costs here, and forecast what it takes on other machines: time, disk, the bottleneck.
+
+    Each part is measured by itself: steps of every loss, batches, photographs, checkpoints, evaluation. A simulation
+    puts them together. What is assumed of the other machines is printed as such.
+    """
+    import tempfile
+
+    from veridical.comparison import estimate, estimate_tables
+    from veridical.comparison.forecast import Assumed, Grid, forecast, read_grid
+    from veridical.comparison.progress import display
+    from veridical.core.files import atomic_write
+
+    numbers = [_numbers(text, what) for text, what in ((workers, "workers"), (speed, "speed"))]
+    assumed = [
+        Assumed(
+            workers=int(count),
+            speed=times,
+            storage=math.inf if storage_mb_s is None else storage_mb_s * 1e6,
+            cpus=cpus_per_worker,
+            lost_every_hours=math.inf if lost_every is None else lost_every,
+        )
+        for times in numbers[1]
+        for count in numbers[0]
+    ]
+    wanted = None if grid is None else read_grid(grid)
+    if measured is not None:
+        found = estimate.read_measured(measured)
+    else:
+        values = asked.values | {
+            "losses": None if losses is None else split_list(losses, "losses"),
+            "models": None if models is None else split_list(models, "models"),
+            "training.seeds": seeds,
+        }
+        recipe = _chosen_recipe(asked.recipe, values, asked.settings, demo=asked.demo, scale=asked.scale)
+        out.mkdir(parents=True, exist_ok=True)
+        with display() as observer, tempfile.TemporaryDirectory(dir=out) as scratch:
+            found = estimate.measure(recipe, Path(scratch), observer, rounds=rounds, leave_out=asked.demo)
+    wanted = wanted or Grid(len(found.steps), 1, int(found.recipe["seeds"]))
+    meant = found.of_more(photographs=photographs, images=images)
+    forecasts = [forecast(meant, wanted, each) for each in assumed]
+    path = out / "estimate.json"
+    written = {"measured": found.as_dict(), "forecasts": [each.as_dict() for each in forecasts]}
+    atomic_write(path, (json.dumps(written, indent=1) + "\n").encode())
+    for title, columns, rows in estimate_tables.tables(meant, forecasts):
+        print_table(title, columns, rows)
+    for note in estimate_tables.notes(forecasts):
+        print(f"- {note}")
+    print(f"measurements and forecasts: {path}")
+
+
+def _numbers(text: str, what: str) -> list[float]:
+    try:
+        numbers = [float(each) for each in split_list(text, what)]
+        if what == "workers" and not all(number >= 1 and number.is_integer() for number in numbers):
+            raise ValueError
+    except ValueError:
+        raise VeridicalError(f"--{what} must be numbers separated by commas, such as 1,8,64; got {text!r}.") from None
+    return numbers
 
 
 def _toml(value: object) -> str:

@@ -251,14 +251,18 @@ def _scale(values: Sequence[float], start: float, end: float, rises: bool, count
 def _place(names, at, boxes, bounds):
     """A place for every name: the nearest spot that touches no marker, none of the boxes and no name already placed."""
     left, top, right, bottom = bounds
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in at] + boxes
-    taken.append((right - 68, top, right, top + 20))  # where the plot says which corner is better
+    # The last is where the plot says which corner is better.
+    fixed = [*((x - 6, y - 6, x + 6, y + 6) for x, y in at), *boxes, (right - 68, top, right, top + 20)]
+    taken = np.zeros((len(fixed) + len(names), 4))
+    taken[: len(fixed)] = fixed
     placed = {}
-    for i in sorted(range(len(names)), key=lambda i: -len(names[i])):
+    longest_first = sorted(range(len(names)), key=lambda i: -len(names[i]))
+    for count, i in enumerate(longest_first, start=len(fixed)):
         x, y = at[i]
         length = len(names[i]) * _CHARACTER_PX
-        best: tuple | None = None
-        for distance in (0, 14, 28, 44, 62, 82):
+        spots = [
+            (x + dx, y + dy, anchor, distance)
+            for distance in (0, 14, 28, 44, 62, 82)
             for dx, dy, anchor in (
                 (10 + distance / 2, 4, "start"),
                 (-10 - distance / 2, 4, "end"),
@@ -268,22 +272,27 @@ def _place(names, at, boxes, bounds):
                 (9 + distance / 2, 15 + distance, "start"),
                 (-9 - distance / 2, -7 - distance, "end"),
                 (-9 - distance / 2, 15 + distance, "end"),
-            ):
-                start = x + dx - {"start": 0, "middle": length / 2, "end": length}[anchor]
-                box = (start, y + dy - 11, start + length, y + dy + 4)
-                outside = max(0, left - box[0]) + max(0, box[2] - right)
-                outside += max(0, top - box[1]) + max(0, box[3] - bottom)
-                cost = sum(_overlap(box, other) for other in taken) + 40 * outside + 2 * distance
-                if best is None or cost < best[0]:
-                    best = (cost, box, (x + dx, y + dy, anchor, distance > 0))
-        assert best is not None
-        taken.append(best[1])
-        placed[i] = best[2]
+            )
+        ]
+        starts = [spot[0] - {"start": 0, "middle": length / 2, "end": length}[spot[2]] for spot in spots]
+        candidates = np.array(
+            [(start, spot[1] - 11, start + length, spot[1] + 4) for start, spot in zip(starts, spots, strict=True)]
+        )
+        outside = (np.array([left, top]) - candidates[:, :2]).clip(min=0).sum(axis=1)
+        outside += (candidates[:, 2:] - np.array([right, bottom])).clip(min=0).sum(axis=1)
+        far = 2 * np.array([spot[3] for spot in spots])
+        best = int(np.argmin(_overlaps(candidates, taken[:count]).sum(axis=1) + 40 * outside + far))
+        taken[count] = candidates[best]
+        x, y, anchor, distance = spots[best]
+        placed[i] = (x, y, anchor, distance > 0)
     return [placed[i] for i in range(len(names))]
 
 
-def _overlap(a, b) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that each of (N, 4) boxes (left, top, right, bottom) shares with each of (M, 4): (N, M)."""
+    low = np.maximum(some[:, None, :2], others[None, :, :2])
+    high = np.minimum(some[:, None, 2:], others[None, :, 2:])
+    return (high - low).clip(min=0).prod(axis=2)
 
 
 @dataclass(frozen=True)

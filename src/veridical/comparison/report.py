@@ -38,6 +38,8 @@ from veridical.core.untrusted import read_file
 __all__ = ["Run", "markdown", "read_run", "table", "verdict", "write_report"]
 
 DAGGER = "†"
+# Rows of the matrix of who beats whom: of 300 losses it would have 630,000 cells, and the page 89 MB.
+MATRIX_ROWS = 40
 _LOG = {"step": pl.Float64, "total": pl.Float64}  # of training.csv
 # How report.css calls them.
 _CLASSES = {Support.YES: "yes", Support.DISPUTED: "no", Support.NO: "no", Support.UNTESTED: "untested"}
@@ -349,7 +351,8 @@ def _panels(run: Run) -> list[dict[str, Any]]:
                     charts.violins(spread, rises=column.higher_is_better, bounds=bounds, width=width)
                     for width in (900, 350)
                 ],
-                "wins": _wins(run, summary.wins, losses),
+                "wins": _wins(run, summary.wins, losses[:MATRIX_ROWS]),
+                "pairs": len(losses) * (len(losses) - 1),
                 "splits": _splits(run, summary, losses),
             }
         )

@@ -20,7 +20,6 @@ components", Biometrics Bulletin 2 (1946) 110-114. Source of the model and its e
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 
 import numpy as np
 import polars as pl
@@ -394,12 +393,7 @@ def paired_p(better: np.ndarray, worse: np.ndarray) -> float | None:
 
     It cannot with fewer than two images, nor when the difference is the same on every image.
     """
-    difference = np.asarray(better, dtype=np.float64) - np.asarray(worse, dtype=np.float64)
-    scale = max(float(np.abs(better).max()), float(np.abs(worse).max()))
-    if len(difference) < 2 or difference.std(ddof=1) <= 1e-12 * scale:
-        return None
-    t = difference.mean() / (difference.std(ddof=1) / np.sqrt(len(difference)))
-    return float(stats.t.sf(t, len(difference) - 1))
+    return _superior(np.asarray(better)[None], np.asarray(worse)[None])
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -474,30 +468,47 @@ def crossed(values: np.ndarray) -> Crossed:
     """The two-way split of (S, I) values; at least two seeds and two images."""
     values = np.asarray(values, dtype=np.float64)
     seeds, images = values.shape
-    mean, of_seed, of_image = values.mean(), values.mean(axis=1), values.mean(axis=0)
-    rest = values - of_seed[:, None] - of_image + mean
-    free_seed, free_image, free_rest = seeds - 1, images - 1, (seeds - 1) * (images - 1)
-    ms_seed = images * float(((of_seed - mean) ** 2).sum()) / free_seed
-    ms_image = seeds * float(((of_image - mean) ** 2).sum()) / free_image
-    ms_rest = float((rest**2).sum()) / free_rest
-    terms = {"seed": (ms_seed, free_seed), "image": (ms_image, free_image)}
-    clipped = tuple(name for name, (square, _) in terms.items() if square < ms_rest)
-    used = [term for name, term in terms.items() if name not in clipped]
-    # MS_rest is in each mean square, so it counts too often by one less than there are of them.
-    used += [((1 - len(used)) * ms_rest, free_rest)]
-    total = sum(square for square, _ in used)
-    spread = sum(square**2 / free for square, free in used)
+    squares = _mean_squares(values)
+    ms_seed, ms_image, ms_rest = (float(each) for each in squares)
+    se, degrees = _standard_error(*squares, seeds, images)
     return Crossed(
-        mean=float(mean),
-        se=float(np.sqrt(total / (seeds * images))),
-        degrees=total**2 / spread if spread else float(free_rest),
+        mean=float(values.mean()),
+        se=float(se),
+        degrees=float(degrees),
         split=VarianceSplit(
             seed=float(np.sqrt(max(ms_seed - ms_rest, 0.0) / images)),
             image=float(np.sqrt(max(ms_image - ms_rest, 0.0) / seeds)),
             rest=float(np.sqrt(ms_rest)),
-            clipped=clipped,
+            clipped=tuple(name for name, square in (("seed", ms_seed), ("image", ms_image)) if square < ms_rest),
         ),
     )
+
+
+def _mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of seeds, images and rest, of (..., S, I) values: each (...)."""
+    seeds, images = values.shape[-2:]
+    mean = values.mean(axis=(-2, -1), keepdims=True)
+    of_seed, of_image = values.mean(axis=-1, keepdims=True), values.mean(axis=-2, keepdims=True)
+    rest = values - of_seed - of_image + mean
+    return (
+        images * ((of_seed - mean) ** 2).sum(axis=(-2, -1)) / (seeds - 1),
+        seeds * ((of_image - mean) ** 2).sum(axis=(-2, -1)) / (images - 1),
+        (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1)),
+    )
+
+
+def _standard_error(
+    ms_seed: np.ndarray, ms_image: np.ndarray, ms_rest: np.ndarray, seeds: int, images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the mean, and its degrees of freedom; see `Crossed`."""
+    free_seed, free_image, free_rest = seeds - 1, images - 1, (seeds - 1) * (images - 1)
+    of_seed, of_image = ms_seed >= ms_rest, ms_image >= ms_rest
+    # MS_rest is in each mean square, so it counts too often by one less than there are of them.
+    rest = (1 - of_seed.astype(int) - of_image) * ms_rest
+    total = of_seed * ms_seed + of_image * ms_image + rest
+    spread = of_seed * ms_seed**2 / free_seed + of_image * ms_image**2 / free_image + rest**2 / free_rest
+    degrees = np.where(spread > 0, total**2 / np.where(spread > 0, spread, 1.0), float(free_rest))
+    return np.sqrt(total / (seeds * images)), degrees
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -511,17 +522,29 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 def _superior(better: np.ndarray, worse: np.ndarray) -> float | None:
     """One-sided p that mean(better - worse) > 0, of (S, I) values; None when it cannot be tested."""
-    if len(better) == 1:
-        return paired_p(better[0], worse[0])
-    if better.shape[1] < 2 or _constant(better, worse):
-        return None
-    return crossed(better - worse).p
+    return _superior_to_each(better, np.asarray(worse)[None])[0]
 
 
-def _constant(better: np.ndarray, worse: np.ndarray) -> bool:
-    """Whether the difference is the same everywhere, but for rounding."""
-    scale = max(float(np.abs(better).max()), float(np.abs(worse).max()))
-    return bool((better - worse).std(ddof=1) <= 1e-12 * scale)
+def _superior_to_each(better: np.ndarray, others: np.ndarray) -> list[float | None]:
+    """The same of (S, I) values over each of (L, S, I): all at once, as a grid of hundreds of losses has tens of
+    thousands of pairs."""
+    better, others = np.asarray(better, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    seeds, images = better.shape
+    if images < 2:
+        return [None] * len(others)
+    difference = better - others
+    scale = np.maximum(np.abs(better).max(), np.abs(others).max(axis=(1, 2)))
+    varies = difference.std(axis=(1, 2), ddof=1) > 1e-12 * scale  # else it is the same everywhere, but for rounding
+    found: list[float | None] = [None] * len(others)
+    difference = difference[varies]
+    if seeds == 1:
+        se, degrees = difference[:, 0].std(axis=1, ddof=1) / np.sqrt(images), np.asarray(images - 1)
+    else:
+        se, degrees = _standard_error(*_mean_squares(difference), seeds, images)
+    p_values = stats.t.sf(difference.mean(axis=(1, 2)) / se, degrees)
+    for place, p in zip(np.flatnonzero(varies), p_values, strict=True):
+        found[place] = float(p)
+    return found
 
 
 def against_the_rest(values: dict[str, np.ndarray], best: str) -> tuple[PairedTest, ...]:
@@ -565,15 +588,22 @@ def _alike(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def win_matrix(values: dict[str, np.ndarray]) -> WinMatrix:
     """Every loss against every other. values: as for `against_the_rest`."""
     losses = tuple(values)
-    pairs = list(permutations(range(len(losses)), 2))
-    share, corrected = np.full((2, len(losses), len(losses)), np.nan)
-    p_values = []
-    for i, j in pairs:
-        one, other = _alike(values[losses[i]], values[losses[j]])
-        share[i, j] = (one.mean(axis=0) > other.mean(axis=0)).mean()
-        p_values.append(_superior(one, other))
-    for (i, j), p in zip(pairs, holm(p_values), strict=True):
-        corrected[i, j] = np.nan if p is None else p
+    count = len(losses)
+    share, corrected = np.full((2, count, count), np.nan)
+    p_values: list[float | None] = [None] * count**2  # of the row over the column; no test on the diagonal
+    means = np.stack([values[loss].mean(axis=0) for loss in losses])  # (L, I)
+    many = max(len(values[loss]) for loss in losses)
+    everyone = np.stack([np.broadcast_to(values[loss], (many, means.shape[1])) for loss in losses])  # (L, S, I)
+    once = np.array([len(values[loss]) == 1 for loss in losses])
+    for i in range(count):
+        share[i] = (means[i] > means).mean(axis=1)
+        # Two that no training changes are compared over images alone.
+        for others, seeds in ((~once, many), (once, 1 if once[i] else many)):
+            chosen = [j for j in np.flatnonzero(others).tolist() if j != i]
+            for j, p in zip(chosen, _superior_to_each(everyone[i, :seeds], everyone[chosen, :seeds]), strict=True):
+                p_values[i * count + j] = p
+    np.fill_diagonal(share, np.nan)
+    corrected[:] = np.array([np.nan if p is None else p for p in holm(p_values)]).reshape(count, count)
     return WinMatrix(losses, share, corrected)
 
 
