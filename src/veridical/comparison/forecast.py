@@ -155,7 +155,8 @@ def cells(measured: Measured, grid: Grid, assumed: Assumed) -> list[Cell]:
     kinds = []
     for cost, model in zip(measured.steps, measured.models, strict=True):
         device_s, making_s = cost.seconds / assumed.speed + measured.rest_s, measured.making_s(makers)
-        if makers and measured.machine["device"] == "cpu":  # where the processes take cores from the model
+        # Where the device is the processor itself, such processes take cores from the model.
+        if makers and measured.machine["device"] == "cpu" and assumed.speed == 1:
             device_s, making_s = device_s + making_s / measured.machine["threads"], 0.0
         kinds.append((cost.name, model, device_s, making_s))
     found = []
