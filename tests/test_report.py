@@ -1011,7 +1011,9 @@ def test_the_matrix_says_on_how_many_images_the_row_beats_the_column(tmp_path):
 
 def test_the_matrix_of_many_losses_shows_the_best_and_says_of_how_many(tmp_path, monkeypatch):
     monkeypatch.setattr("veridical.comparison.report.MATRIX_ROWS", 2)
-    html, _ = report(make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l1", "l2", "pdl")}))
+    html, _ = report(
+        make_run(tmp_path / "run", means={k: MEANS[k] for k in ("input", "l2", "pdl", "0.8*l2 + 0.2*lpips")})
+    )
     assert len(matrix(html, "LPIPS")) == 2
     assert "Holm-corrected for all 6 pairs. Shown: the 2 of 3 with the best mean." in html
 

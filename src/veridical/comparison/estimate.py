@@ -203,13 +203,13 @@ def measure(
 
     Args:   scratch: a folder for what it writes, on the storage that the runs will be on; the caller deletes it.
             rounds: steps of each loss that are timed, one of each in turn. Of several devices the share of one is
-            measured. leave_out: as for compare.
+            measured, in one part. leave_out: as for compare.
     Errors: as for plan.prepare.
     """
     check_whole("rounds", rounds, low=1)
-    one_device = replace(
-        recipe.training, devices=1, batch_size=recipe.training.batch_size // recipe.training.devices, workers=0
-    )
+    settings = recipe.training
+    share = settings.batch_size // (settings.devices * settings.nodes)
+    one_device = replace(settings, devices=1, nodes=1, accumulate=1, batch_size=share, workers=0)
     begun = time.perf_counter()
     reading = _Reading(observer)
     plan = prepare(recipe.model_copy(update={"training": one_device}), scratch / "run", reading, leave_out=leave_out)
@@ -233,7 +233,6 @@ def measure(
     checkpoint_s = _saving(saved, scratch / "again")
     evaluation, image_bytes, result_bytes = _evaluation(plan, scratch / "images", advance)
     record_s, record_growth_s = _recording(plan, scratch / "record")
-    settings = recipe.training
     about = read_json(scratch / "record" / "comparison.json")
     return Measured(
         machine={**about["machine"], "threads": torch.get_num_threads()},
