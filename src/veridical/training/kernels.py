@@ -55,7 +55,9 @@ def _read(file: Path) -> Tensor:
     try:
         values = read_npy(file, MOST_BYTES)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the kernel {file}: {error}.") from error
+        raise DataError(
+            f"cannot read the kernel {file}: {error}. Expected one array of numbers of shape (h, w)."
+        ) from error
     if values.ndim != 2 or values.dtype.kind not in "fiu" or values.size == 0:
         raise DataError(f"{file} must hold one array of numbers of shape (h, w), the kernel of a blur.")
     kernel = torch.from_numpy(values.astype(np.float64))
