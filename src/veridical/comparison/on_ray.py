@@ -142,8 +142,8 @@ def _connected(ray: Any, on: str) -> Iterator[None]:
         ray.init(on if address else None, logging_level="warning", **arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise RecipeError(
-            f"cannot reach a Ray cluster at {on}: {error}. Is it running, and of the same version of Ray? One that asks "
-            "for a token wants RAY_AUTH_MODE=token here, and the file ~/.ray/auth_token of its head."
+            f"cannot reach a Ray cluster at {on}: {error}. Is it running, and of the same Ray? One that asks for "
+            "a token wants RAY_AUTH_MODE=token here, and the file ~/.ray/auth_token of its head."
         ) from error
     try:
         yield
