@@ -142,8 +142,8 @@ def test_a_machine_that_is_lost_costs_what_came_after_its_last_checkpoint(
     recipe = quick_recipe(
         data,
         'losses=["l1", "l2"]',
-        "training.steps=150",
-        "training.checkpoint_every=5",
+        "training.steps=600",  # of which a quick machine makes 100 a second, and tells of one a second
+        "training.checkpoint_every=30",
         "resources.custom={second=1}",
     )
     lost = cluster.add_node(num_cpus=1, resources={"second": 1}, **MEMORY)

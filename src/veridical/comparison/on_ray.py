@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -60,12 +61,13 @@ def _carried_out(
 ) -> Generator[tuple[C, Contender], None, list[tuple[tuple[C, Contender], str]]]:
     titles = [title(comparison.plan, contender) for comparison, contender in waiting]
     board = _board(ray)
+    reader = _Reader(ray, board, titles, observer)
     running = _submitted(ray, waiting, titles, board, observer)
     unfinished = []
     try:
         while running:
             ended, _ = ray.wait(list(running), timeout=1)
-            _pass_on(ray, board, titles, observer)
+            reader.pass_on()
             for reference in ended:
                 number = running.pop(reference)
                 plan, contender = waiting[number][0].plan, waiting[number][1]
@@ -196,18 +198,44 @@ def _cell_of_ray(cell: dict[str, Any], board: Any, number: int) -> dict[str, Any
 
 
 class _Board:
-    """What the cells tell, until it is read. Of each only the last step."""
+    """What the cells tell, until whoever reads it has it."""
 
     def __init__(self) -> None:
+        self.name = uuid.uuid4().hex  # of this board: one that is begun again counts anew
+        self.told = 0
         self.events: deque[tuple[int, tuple[Any, ...]]] = deque(maxlen=10_000)
 
     def tell(self, number: int, event: tuple[Any, ...]) -> None:
         self.events.append((number, event))
+        self.told += 1
 
-    def take(self) -> list[tuple[int, tuple[Any, ...]]]:
-        taken = list(self.events)
-        self.events.clear()
-        return taken
+    def read(self, name: str, known: int) -> tuple[str, int, list[tuple[int, tuple[Any, ...]]]]:
+        """The events after the first `known` of the board of that name; those are forgotten."""
+        had = min(max(0, known - (self.told - len(self.events))) if name == self.name else 0, len(self.events))
+        for _ in range(had):
+            self.events.popleft()
+        return self.name, self.told, list(self.events)
+
+
+class _Reader:
+    """Reads the board; an answer that is lost on the way is asked for again."""
+
+    def __init__(self, ray: Any, board: Any, titles: Sequence[str], observer: Observer) -> None:
+        self.ray, self.board, self.titles, self.observer = ray, board, titles, observer
+        self._name, self._known = "", 0
+
+    def pass_on(self) -> None:
+        """Tell the observer what is new."""
+        try:
+            answer = self.ray.get(self.board.read.remote(self._name, self._known), timeout=10)
+        except self.ray.exceptions.RayError:
+            return  # later; if the board is lost, what was on it is only progress
+        self._name, self._known, events = answer
+        for number, (name, *values) in events:
+            if name == "begins":
+                self.observer.elsewhere(self.titles[number], *values)
+            else:
+                pass_on((name, *values), self.observer.of(self.titles[number]))
 
 
 def _board(ray: Any) -> Any:
@@ -216,18 +244,6 @@ def _board(ray: Any) -> Any:
         ray.get_runtime_context().get_node_id(), soft=True
     )
     return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=strategy).remote()
-
-
-def _pass_on(ray: Any, board: Any, titles: Sequence[str], observer: Observer) -> None:
-    try:
-        events = ray.get(board.take.remote(), timeout=10)
-    except ray.exceptions.RayError:
-        return  # the board is begun again; what was on it is only progress
-    for number, (name, *values) in events:
-        if name == "begins":
-            observer.elsewhere(titles[number], *values)
-        else:
-            pass_on((name, *values), observer.of(titles[number]))
 
 
 # ---- an end before the end ----
