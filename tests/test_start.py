@@ -264,6 +264,6 @@ def test_commands_that_train_take_the_same_options() -> None:
         {param.name for param in typer.main.get_command(app).commands[name].params}  # type: ignore[attr-defined]
         for name in ("compare", "train")
     )
-    assert compare_help - train_help == {"losses", "seeds", "models", "classical"}
+    assert compare_help - train_help == {"losses", "seeds", "models", "classical", "tasks", "on"}
     assert train_help - compare_help == {"loss"}
     assert {"init", "lr", "steps", "data", "settings", "out"} <= train_help

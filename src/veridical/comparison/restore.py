@@ -78,7 +78,10 @@ def _model_in(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             empty = catalog.call(build, options, f"model {name!r}")
         size = sum(tensor.nbytes for tensor in empty.state_dict().values())
         if size > 2 * weights.stat().st_size + 2**20:
-            raise ValueError(f"it would have {size:,} bytes, {weights.name} has {weights.stat().st_size:,}")
+            raise DataError(
+                f"{weights} does not fit the model {name!r} of {description}: that has {size:,} bytes, the file "
+                f"{weights.stat().st_size:,}."
+            )
         model = catalog.call(build, options, f"model {name!r}")
     except DataError:
         raise
