@@ -422,7 +422,7 @@ def _ask_study(path: Path) -> object:
     headers = {"content-type": "application/json"}
     if words[2].isprintable() and words[2].isascii():
         headers["cookie"] = words[2]
-    import httpx
+    from starlette.testclient import httpx  # whichever it was made for
 
     try:
         answer = _client.request(words[0], words[1], content=body, headers=headers)
