@@ -17,15 +17,8 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 demo: $(VENV)/.demo
 	$(BIN)/veridical compare --demo
 
-# Two halves at a time, each on one core: much of what these tests take is waiting for processes that they start.
-APART := $(addprefix tests/test_,$(addsuffix .py,cli devices estimate export faults learn_adapter learn_mdf lock nonfinite \
-	on_ray pages seeds_of_training storage study_browser study_scaling study_server supply sweep tasks training tune untrusted))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-
 test: $(VENV)/.test
-	$(PYTEST) $(APART) & apart=$$!; \
-	$(PYTEST) $(addprefix --ignore=,$(APART)); rest=$$?; \
-	wait $$apart && exit $$rest
+	$(BIN)/python -m tests
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
