@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 
-FIRST_HALF = """
-cli devices estimate export faults learn_adapter learn_mdf lock nonfinite on_ray pages seeds_of_training storage
-study_browser study_scaling study_server supply sweep tasks training tune untrusted
-""".split()
+# fmt: off
+FIRST_HALF = [
+    "cli", "devices", "estimate", "export", "faults", "learn_adapter", "learn_mdf", "lock", "nonfinite", "on_ray",
+    "pages", "seeds_of_training", "storage", "study_browser", "study_scaling", "study_server", "supply", "sweep", "tasks",
+    "training", "tune", "untrusted",
+]
+# fmt: on
 
 
 def main() -> int:
@@ -19,7 +22,8 @@ def main() -> int:
     halves = (files, [f"--ignore={file}" for file in files])
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
     running = [subprocess.Popen([*command, *half], env=os.environ | {"OMP_NUM_THREADS": "1"}) for half in halves]
-    return int(any([process.wait() for process in running]))
+    statuses = [process.wait() for process in running]
+    return int(any(statuses))
 
 
 if __name__ == "__main__":

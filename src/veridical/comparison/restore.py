@@ -98,6 +98,8 @@ def _model_in(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _check_model(about: dict[str, Any]) -> None:
     """TypeError or ValueError for what no training writes into model.json."""
+    if not isinstance(about["model"]["options"], dict):
+        raise TypeError("the options are no table")
     check_sizes("a model", about["model"]["options"])
     enlarge = about.get("enlarge")
     if not isinstance(enlarge, int | None) or not 0 <= (enlarge or 0) <= 64:
