@@ -10,10 +10,7 @@ and has the hashes of the others.
 
 import contextlib
 import json
-import os
-import platform
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +22,7 @@ from typing import Any
 
 from veridical.core import catalog
 from veridical.core.errors import DataError, MissingExtra, RecipeError, VeridicalError
+from veridical.core.lock import this_process
 from veridical.training.checkpoint import StorageError
 
 # Left where they are until a training goes on; and until somebody looks at the images.
@@ -81,9 +79,8 @@ class Mirror(Store):
         except ValueError as error:
             raise RecipeError(f"{url} names no storage that fsspec knows: {error}.") from error
         self.url, self.folder = url.rstrip("/"), folder
-        self._held: dict[
-            str, tuple[int, int]
-        ] = {}  # size and time of each local file when it was last as in the storage
+        # Size and time of each local file when it was last as in the storage.
+        self._held: dict[str, tuple[int, int]] = {}
         self._lost: str | None = None
 
     def pull(self, place: str | Path = "", *, without: Sequence[str] = ()) -> None:
@@ -252,5 +249,4 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _owner() -> str:
-    command = " ".join(sys.argv)[:200]
-    return f"{platform.node()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M')}: {command}"
+    return "process {pid} on {host}, since {since}: {command}".format_map(this_process())

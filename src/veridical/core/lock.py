@@ -47,6 +47,16 @@ def locked(folder: Path, note: Callable[[str], None] | None = None) -> Iterator[
                     each.rmdir()
 
 
+def this_process() -> dict[str, object]:
+    """What an owner tells of itself."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
+    }
+
+
 def _acquire(folder: Path, note: Callable[[str], None]) -> int | None:
     path = folder / FILE
     for _ in range(_TRIES):
@@ -77,12 +87,7 @@ def _acquire(folder: Path, note: Callable[[str], None]) -> int | None:
 
 def _sign(handle: int) -> None:
     """Write into the file who holds it."""
-    about = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
-    }
+    about = this_process()
     with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
         os.truncate(handle, 0)
         os.write(handle, json.dumps(about).encode())
