@@ -8,6 +8,7 @@ stopped comparison goes on. So no result passes through Ray, and this process ma
 import contextlib
 import dataclasses
 import os
+import platform
 import time
 import uuid
 from collections import deque
@@ -73,14 +74,16 @@ def _carried_out(
                 plan, contender = waiting[number][0].plan, waiting[number][1]
                 outcome = _outcome(ray, reference)
                 _take_over(plan, contender, outcome)
-                if left_out(plan, contender):
+                trainings = plan.trainings[contender.name]
+                if left_out(contender, trainings):
                     contender.status = "waiting"
                 elif contender.status == "waiting":
                     unfinished.append((waiting[number], outcome.error or "nobody said why"))
                     observer.loss_ends(titles[number], "failed", 0, outcome.error)
                     continue
                 if contender.status == "failed":
-                    _cancel(ray, [each for each, other in running.items() if left_out(plan, waiting[other][1])])
+                    later = {id(each) for each in trainings if left_out(each, trainings)}
+                    _cancel(ray, [each for each, other in running.items() if id(waiting[other][1]) in later])
                 yield waiting[number]
     except BaseException:
         _stop(ray, list(running), observer)
@@ -109,7 +112,7 @@ def _submitted(
 def _take_over(plan: Plan, contender: Contender, outcome: Outcome) -> None:
     """What became of a training, from its files; where it left none, from what its machine said."""
     plan.store.pull(contender.place, without=(*OF_TRAINING, *PICTURES))
-    load_result(plan, contender)
+    load_result(plan, contender, look=False)  # it has just been written, and to read all images here would hold up all
     if contender.status not in ("done", "failed"):
         contender.status, contender.error = outcome.status, outcome.error
 
@@ -190,7 +193,7 @@ def _cell_of_ray(cell: dict[str, Any], board: Any, number: int) -> dict[str, Any
     def tell(*event: Any) -> None:
         board.tell.remote(number, event)
 
-    tell("begins", os.uname().nodename if hasattr(os, "uname") else "")
+    tell("begins", platform.node())
     return dataclasses.asdict(carry_out(Cell(**cell), Relay(tell)))
 
 

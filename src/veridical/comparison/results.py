@@ -138,10 +138,12 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = lambda text: None) -> bool:
-    """Take over what an earlier call left of this training. True when nothing is left to do for it. `note` is told of
-    files that are damaged, and made again.
+def load_result(
+    plan: Plan, contender: Contender, note: Callable[[str], None] = lambda text: None, *, look: bool = True
+) -> bool:
+    """Take over what an earlier call left of this training. True when nothing is left to do for it.
 
+    Args:   note: told of files that are damaged, and made again. look: for such files; every image is read for it.
     Errors: RecipeError when it was trained in another way.
     """
     path = plan.folder / contender.place / "result.json"
@@ -171,9 +173,9 @@ def load_result(plan: Plan, contender: Contender, note: Callable[[str], None] = 
     if contender.status == "done" and result["evaluated"] != _evaluated_as(plan):
         contender.status, contender.rows = "trained", []
     damaged: list[str] = []
-    if contender.status == "done":
+    if look and contender.status == "done":
         damaged = _damaged(plan, _files_of(plan, contender), result.get("files"))
-    elif contender.status == "trained":
+    elif look and contender.status == "trained":
         damaged = _damaged(plan, _files(plan, contender.place, []), result.get("files"))
     if damaged:
         note(f"damaged since they were written, and made again: {', '.join(damaged)}")
@@ -283,7 +285,8 @@ def write_state(plan: Plan, references: References, command: str) -> None:
 
     A loss counts as done when its first training is; the statistics leave out the seeds that another has not yet."""
     settings = plan.recipe.training
-    done = [each for each in plan.contenders if each.status == "done" and not left_out(plan, each)]
+    trainings = plan.trainings
+    done = [each for each in plan.contenders if each.status == "done" and not left_out(each, trainings[each.name])]
     rows = [{**row, "seed": settings.seed} for row in references.rows]
     rows += [{**row, "seed": contender.seed} for contender in done for row in contender.rows]
     write_rows(plan.folder, rows)
@@ -304,7 +307,7 @@ def write_state(plan: Plan, references: References, command: str) -> None:
         "init": plan.start.described if plan.start else None,
         "losses": [
             *_about_start(plan, references),
-            *map(_about_loss, plan.trainings.values()),
+            *map(_about_loss, trainings.values()),
             *(_about_method(each, references) for each in plan.classical),
         ],
         "metrics": [
@@ -375,10 +378,10 @@ def failure(trainings: Sequence[Contender]) -> str | None:
     return f"with training seed {failed.seed}, and a loss counts with all of its seeds or not at all: {failed.error}"
 
 
-def left_out(plan: Plan, contender: Contender) -> bool:
-    """Whether a training does not count, as one of the same loss with an earlier seed has failed."""
-    earlier = plan.trainings[contender.name][: contender.turn]
-    return any(each.status == "failed" for each in earlier)
+def left_out(contender: Contender, trainings: Sequence[Contender]) -> bool:
+    """Whether a training does not count, as one of `trainings`, those of the same loss, with an earlier seed has
+    failed."""
+    return any(each.status == "failed" for each in trainings[: contender.turn])
 
 
 def _about_skipped(done: Sequence[Contender]) -> list[str]:
