@@ -82,7 +82,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # one of several speaks
+            # One of several speaks: see training.devices.is_first, which brings torch.
+            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 complain(f"stopped; {safe}.")
             raise typer.Exit(STOPPED) from None
         except VeridicalError as error:

@@ -36,7 +36,8 @@ from veridical.comparison.sources import Sources
 from veridical.comparison.storage import OF_TRAINING, Mirror, Store, is_url
 from veridical.comparison.sweep import run_one
 from veridical.core.errors import DataError, FolderInUse, VeridicalError
-from veridical.training.recipe import make_recipe
+from veridical.training.devices import is_first
+from veridical.training.recipe import Recipe, make_recipe
 
 _PATIENCE_S = 60.0
 VERSIONS = {"veridical": __version__, "torch": torch.__version__.partition("+")[0]}
@@ -82,7 +83,7 @@ def carry_out(cell: Cell, observer: Observer) -> Outcome:
         if recipe.training.processes > 1 and __name__ != "__main__":
             return _apart(cell, observer)
         torch.set_num_threads(cell.threads)
-        plan, contender = _prepared(cell)
+        plan, contender = _prepared(cell, recipe)
         plan.store.pull(contender.place, without=OF_TRAINING)
         if not load_result(plan, contender):
             _patiently(lambda: run_one(plan, contender, observer))
@@ -118,9 +119,8 @@ def _check_machine(cell: Cell) -> None:
         )
 
 
-def _prepared(cell: Cell) -> tuple[Plan, Contender]:
+def _prepared(cell: Cell, recipe: Recipe) -> tuple[Plan, Contender]:
     """The plan of this training alone. The photographs stay read for the next cell of the same data."""
-    recipe = make_recipe(tomllib.loads(cell.recipe))
     store: Store = Store()
     folder = Path(cell.run)
     if is_url(cell.run):
@@ -223,7 +223,7 @@ def _main() -> None:
         print(json.dumps(event), flush=True)
 
     outcome = carry_out(Cell(**json.loads(Path(sys.argv[1]).read_text())), Relay(tell))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         tell("outcome", outcome.status, outcome.error)
 
 

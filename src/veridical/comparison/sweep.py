@@ -10,7 +10,6 @@ Whatever can be wrong is looked for before the first training step (see plan.py)
 
 import contextlib
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ from veridical.comparison.storage import as_path, is_url, opened
 from veridical.core.errors import NonFiniteLoss, RecipeError, VeridicalError
 from veridical.core.lock import locked
 from veridical.losses import files
-from veridical.training.devices import check_same, first_alone, group, join
+from veridical.training.devices import check_same, first_alone, group, is_first, join
 from veridical.training.loop import train
 from veridical.training.recipe import Recipe, load_recipe
 
@@ -126,7 +125,7 @@ def _compare(
     if on is None:
         for _, recipe, _ in asked:
             join(recipe.training)
-    observer = observer if observer and _is_chief() else Observer()
+    observer = observer if observer and is_first() else Observer()
     with contextlib.ExitStack() as stack:
         comparisons = []
         for label, recipe, run in asked:
@@ -140,7 +139,7 @@ def _compare(
                     f"a training on several devices of this machine cannot be kept at {run}. Name a folder with --out, "
                     "or let a cluster do it: --on ray."
                 )
-            if _is_chief() and not is_url(run):
+            if is_first() and not is_url(run):
                 stack.enter_context(locked(as_path(run), observer.note))
             folder, store = stack.enter_context(opened(run, observer.note))
             with first_alone():
@@ -149,7 +148,7 @@ def _compare(
                 plan.sources.forget()  # else the photographs of all tasks would be in memory
             comparisons.append(_Comparison(plan, _command(recipe, run), observer))
         _carry_out(comparisons, observer, on)
-    if not _is_chief():
+    if not is_first():
         raise SystemExit(0)  # the first process has the results and goes on to the report
 
 
@@ -178,7 +177,7 @@ class _Comparison:
     def __init__(self, plan: Plan, command: str, observer: Observer) -> None:
         self.plan, self.command = plan, command
         with first_alone():  # it clears away what the others are not to see
-            if _is_chief():
+            if is_first():
                 remove_unfinished_of(plan)
             self.kept = {each.place: load_result(plan, each, observer.note) for each in plan.contenders}
         check_same(f"results in {plan.folder}", " ".join(each.status for each in plan.contenders))
@@ -190,7 +189,7 @@ class _Comparison:
         """Evaluate what needs no training."""
         settings, titles = self.plan.recipe.training, [title(self.plan, each) for each in self.plan.contenders]
         observer.begins(self.plan.folder, titles, settings.steps, settings.seeds, len(self.plan.models))
-        if _is_chief():
+        if is_first():
             self._references = references(self.plan, observer)
         self._stale = True
         self.keep()
@@ -212,7 +211,7 @@ class _Comparison:
     def keep(self) -> None:
         """Write what is finished. Where that takes long, `ended` does it more rarely: it is in the trainings' own
         folders already."""
-        if not self._stale or not _is_chief():
+        if not self._stale or not is_first():
             return
         begun = time.perf_counter()
         write_state(self.plan, self._references, self.command)
@@ -270,13 +269,13 @@ def run_one(plan: Plan, contender: Contender, observer: Observer) -> None:
     try:
         if contender.status != "trained":
             _train(plan, contender, observer)
-        if _is_chief() or group().size > 1:
+        if is_first() or group().size > 1:
             _evaluate(plan, contender, observer)
-        if _is_chief():
+        if is_first():
             save_result(plan, contender)
     except NonFiniteLoss as error:
         contender.status, contender.error = "failed", str(error)
-        if _is_chief():
+        if is_first():
             save_result(plan, contender)
     except torch.OutOfMemoryError:
         # Not saved: the same command tries again, as another program may have held the memory.
@@ -310,7 +309,7 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
     fixed = own_loss.fixed_label
     contender.fixed_spec = fixed if fixed != own_loss.label else None
     contender.status = "trained"
-    if _is_chief():
+    if is_first():
         save_model(plan, contender, model)
         save_result(plan, contender)
 
@@ -318,7 +317,7 @@ def _train(plan: Plan, contender: Contender, observer: Observer) -> None:
 def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
     """Score the model on disk: the one that `veridical restore` will use."""
     model, meter = contender.model.initial(contender.seed), Meter(plan.device)
-    if _is_chief():
+    if is_first():
         model.load_state_dict(load_file(plan.folder / contender.place / "model.safetensors"))
     group().spread(model.state_dict().values())
     model.to(plan.device)
@@ -337,13 +336,6 @@ def _evaluate(plan: Plan, contender: Contender, observer: Observer) -> None:
     contender.status = "done"
     if not contender.turn:
         plan.store.push(contender.images)
-
-
-def _is_chief() -> bool:
-    """Whether this process writes: the first of those that train together on several devices."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 __all__ = [

@@ -97,6 +97,14 @@ def group() -> Group:
     return Group(distributed.get_rank(), distributed.get_world_size(), where)
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that train together: it alone writes and speaks. Where they have not
+    joined yet, what started them says which is which."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def join(settings: Settings) -> Group:
     """Where torchrun or srun has started the processes, join them; processes that Fabric starts join in `train`, when
     the first of them has made every check.
