@@ -160,7 +160,8 @@ def test_a_redrawn_projection_is_the_same_for_both_and_another_at_each_step(kind
 def test_distances_are_zero_for_equal_maps_and_per_image(name, maps):
     distance = DISTANCES[name]()
     prediction, target = maps
-    assert (compare(distance, target, target) == 0).all()
+    at_rest = 1e-14 if name == "unit-l2" else 0  # its difference is one operation, rounded once; the target's is not
+    assert (compare(distance, target, target) <= at_rest).all()
     together = compare(distance, prediction, target)
     assert together.shape == (2,)
     torch.testing.assert_close(together[1:], compare(distance, prediction[1:], target[1:]))

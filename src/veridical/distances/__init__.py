@@ -5,7 +5,7 @@ from veridical.distances.contextual import Contextual
 from veridical.distances.dists import dists_distance, dists_needs
 from veridical.distances.feature_distance import LPIPS_NETWORKS, FeatureDistance, Seen, lpips_distance, lpips_needs
 from veridical.distances.gram import Gram
-from veridical.distances.lpips import LPIPS
+from veridical.distances.lpips import LPIPS, UnitL2
 from veridical.distances.pointwise import L1, L2, Charbonnier
 from veridical.distances.wasserstein import Wasserstein
 
@@ -13,6 +13,7 @@ DISTANCES: dict[str, type[Distance]] = {
     "l1": L1,
     "l2": L2,
     "charbonnier": Charbonnier,
+    "unit-l2": UnitL2,
     "wasserstein": Wasserstein,
     "contextual": Contextual,
     "gram": Gram,
@@ -30,6 +31,7 @@ __all__ = [
     "FeatureDistance",
     "Gram",
     "Seen",
+    "UnitL2",
     "Wasserstein",
     "dists_distance",
     "dists_needs",

@@ -85,6 +85,16 @@ class LPIPS(Distance):
         return lpips(prediction, prepared, self.weight)
 
 
+class UnitL2(Distance):
+    """`lpips` with every weight 1: the squared distance of the directions of the features."""
+
+    def prepare(self, target: Tensor) -> Tensor:
+        return unit_length(target)
+
+    def forward(self, prediction: Tensor, prepared: Tensor) -> Tensor:
+        return lpips(prediction, prepared, prediction.new_ones(prediction.shape[1]))
+
+
 def linear_weights(net: str) -> list[Tensor]:
     """The released weights (C,) of each tap for net "alex", "vgg" or "squeeze"; they ship with veridical (BSD-2)."""
     tensors = load_file(Path(__file__).with_name(f"lpips_v0.1_{net}.safetensors"))

@@ -20,6 +20,7 @@ from veridical.losses.base import REDUCTIONS, FeatureLoss, Loss, Prepared
 from veridical.losses.clip import fmlc, tfmlc, tfmlc_needs
 from veridical.losses.contextual import cobi, contextual
 from veridical.losses.dists import dists
+from veridical.losses.feature import feature, feature_needs
 from veridical.losses.focal_frequency import FocalFrequencyLoss
 from veridical.losses.mdf import mdf, mdf_needs
 from veridical.losses.perceptual import lpips, network_needs, pdl, vgg16, vgg19
@@ -77,6 +78,7 @@ LOSSES: dict[str, LossEntry] = {
     "contextual": LossEntry(contextual, needs=network_needs("vgg16"), kernel=kernel),
     "cobi": LossEntry(cobi, needs=network_needs("vgg16"), kernel=kernel),
     **{name: LossEntry(build) for name, build in SPL.items()},
+    "feature": LossEntry(feature, needs=feature_needs, kernel=kernel),
     "tv": LossEntry(TVLoss),
     "sharpness-q": LossEntry(SharpnessQLoss, optimises=("sharpness-q",)),
     "gan": LossEntry(GANLoss),

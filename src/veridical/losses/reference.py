@@ -64,6 +64,15 @@ FAMILIES: dict[str, Family] = {
             *(f"l1 + auto(ratio=0.1)*{name}(width=16, lr=1e-3)" for name in ("gan", "ragan", "hinge-gan", "lsgan")),
         ),
     ),
+    "grid": Family(
+        "Any features with any distance",
+        ("feature",),
+        tuple(
+            f"feature(features={features}, distance={distance})"
+            for features in ("pixels", "vgg16", "random")
+            for distance in ("unit-l2", "wasserstein")
+        ),
+    ),
     "no-reference": Family(
         "Without the truth",
         ("tv", "sharpness-q"),

@@ -1,0 +1,169 @@
+"""Run the comparisons that docs/results.md and docs/finding.md are made of, in pieces, on whatever machine is at hand.
+
+    python experiments/reproduce.py --train PHOTOGRAPHS --evaluate CROPS --out runs --minutes 60
+    python experiments/reproduce.py --train PHOTOGRAPHS --evaluate TESTSET --scale full --only spl-table --minutes 55
+    python experiments/reproduce.py --list
+
+When its minutes are over it stops the comparison that runs, as Ctrl-C would, which leaves a checkpoint; the same
+command goes on there, here or on another machine to which the folder of --out was copied. A folder that comes back
+takes the place of the one that was sent: the rows of what is finished are in it, and `veridical report` and
+experiments/tables.py read it.
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import torch
+
+import veridical
+from veridical.losses import at_task
+from veridical.training.recipe import load_recipe
+
+HERE = Path(__file__).parent
+TASKS = ("deblur", "denoise", "jpeg", "super-resolve")
+RECIPES = (
+    "sharpness-table-1-1",  # what sharpness-table-1-2 starts from
+    "sharpness-table-1-2",
+    "spl-table",
+    "mdf-table-3-denoise",
+    "mdf-table-3-jpeg",
+    "mdf-table-2",
+    "pdl-table-1",
+    "pdl-table-3",
+)
+BUDGET_S = 180.0
+"""Of training, for each loss of equal-cost."""
+STEPS = 9
+GRACE_S = 120
+"""How long a comparison may take to finish its step and write a checkpoint."""
+
+
+def commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
+    """What `veridical` is told for one experiment, one command after the other."""
+    out, at = arguments.out, ["--data", arguments.train, "--evaluate", arguments.evaluate]
+    more = [word for setting in arguments.set for word in ("--set", setting)]
+    kind, _, task = name.partition(":")
+    if kind in RECIPES:
+        scale = [] if arguments.scale == "full" else ["--scale", "small"]
+        return [["compare", kind, *scale, *at, *more, "--out", f"{out}/{kind}"]]
+    if kind == "equal-cost":
+        return equal_cost(task, at, more, arguments)
+    run = f"{out}/{name.replace(':', '-')}"
+    recipe = Path(f"{run}.toml")
+    if not recipe.exists():  # what a run was begun by stays what it goes on by
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        text = (HERE / f"{kind}.toml").read_text(encoding="utf-8")
+        recipe.write_text(text.replace("TASK", task).replace("RUNS", str(out)), encoding="utf-8")
+    adapter = f"{out}/adapter-{task}.safetensors"
+    learn = ["learn", "adapter", "--features", "vgg16", "--block", "relu3_3", "--task", task, "--data", arguments.train]
+    learn += ["--kind", "token-wise", "--pool", "4", "--width", "256", "--triplets", "256", "--crop", "64"]
+    learn += ["--validation-triplets", "64", "--epochs", "60", "--patience", "10", "--out", adapter]
+    compare = ["compare", str(recipe), *at, *more, "--out", run]
+    return [compare] if Path(adapter).exists() or adapter not in recipe.read_text() else [learn, compare]
+
+
+def equal_cost(task: str, at: list[str], more: list[str], arguments: argparse.Namespace) -> list[list[str]]:
+    """Each loss of equal-steps.toml in a run of its own, for as many steps as it makes in BUDGET_S on this machine."""
+    folder = Path(f"{arguments.out}/equal-cost-{task}")
+    recipe, costs = folder / "recipe.toml", folder / "costs.json"
+    if not costs.exists():  # measured once: what a run was begun by stays what it goes on by
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(
+            (HERE / "equal-steps.toml").read_text(encoding="utf-8").replace("TASK", task), encoding="utf-8"
+        )
+        costs.write_text(json.dumps(seconds_per_step(recipe, arguments.set), indent=1), encoding="utf-8")
+    lines = []
+    for k, (name, seconds) in enumerate(json.loads(costs.read_text(encoding="utf-8")).items()):
+        loss = tomllib.loads(recipe.read_text(encoding="utf-8"))["losses"][name]
+        own = ["--losses", loss, "--steps", str(round(BUDGET_S / seconds)), "--out", f"{folder}/{k}"]
+        lines.append(["compare", str(recipe), *at, *more, *own])
+    return lines
+
+
+def seconds_per_step(path: Path, overrides: list[str]) -> dict[str, float]:
+    """Of each loss of a recipe: the processor time of a training step on one thread, median of STEPS, interleaved."""
+    torch.set_num_threads(1)
+    recipe = load_recipe(path, overrides)
+    settings = recipe.training
+    target = torch.rand(settings.batch_size, 3, settings.crop, settings.crop)
+    degraded = (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
+    trained = {}
+    for name, spec in recipe.losses.items():
+        model = veridical.model(recipe.model.name, width=recipe.model.width, channels=3)
+        loss = veridical.loss(at_task(spec, recipe.task))
+        loss.calibrate([(model(degraded).detach(), target)])
+        trained[name] = (model, loss, torch.optim.Adam(model.parameters()))
+    seconds: dict[str, list[float]] = {name: [] for name in trained}
+    for _ in range(STEPS + 1):
+        for name, (model, loss, optimiser) in trained.items():
+            begun = time.process_time()
+            optimiser.zero_grad()
+            loss(model(degraded), target).backward()
+            optimiser.step()
+            seconds[name].append(time.process_time() - begun)
+    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+
+
+NAMES = (
+    *RECIPES,
+    "pdl-strong-denoising",
+    *(f"{kind}:{task}" for kind in ("grid", "equal-steps", "equal-cost") for task in TASKS),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", help="folder of sharp photographs")
+    parser.add_argument("--evaluate", help="folder of others to evaluate on")
+    parser.add_argument("--out", default="runs", help="folder for the runs' folders")
+    parser.add_argument("--minutes", type=float, default=60, help="when to stop")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES, help="see --list")
+    parser.add_argument("--scale", choices=("small", "full"), default="small", help="of the papers' tables")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for every comparison")
+    parser.add_argument("--list", action="store_true", help="print the names of the experiments")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(NAMES))
+        return 0
+    if not arguments.train or not arguments.evaluate:
+        parser.error("--train and --evaluate must name folders of photographs")
+    end = time.monotonic() + 60 * arguments.minutes
+    failed = []
+    for name in arguments.only:
+        for command in commands(name, arguments):
+            print(f"{name}: veridical {' '.join(command)}", flush=True)
+            status = run_until(end, [sys.executable, "-m", "veridical", *command])
+            if time.monotonic() >= end:
+                print(f"{arguments.minutes:g} minutes are over; the same command goes on from here.")
+                return int(bool(failed))
+            if status:
+                failed.append(name)
+                break
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def run_until(end: float, command: list[str]) -> int:
+    """The status of a command, which is interrupted when `end` (of time.monotonic) comes before its own end."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the last checkpoint stands
+        return process.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
