@@ -1,13 +1,14 @@
 """How far a run agrees with a paper: python -m experiments.agreement RUN TABLE
 
-RUN is any folder that `veridical compare` has written, TABLE a table of papers.toml. Printed as Markdown, for each metric
-that both have: how many pairs of rows are in the paper's order, how many of those that are not (or are) are more than
-chance, and Spearman's correlation of the means; then each of the paper's claims with the lead that it rests on.
+RUN is any folder that `veridical compare` has written, TABLE a table of papers.toml. Printed as Markdown, for each
+metric that both have: how many pairs of rows are in the paper's order, how many of them are more than chance, in its
+order or against it, and Spearman's correlation of the means; then each of the paper's claims with the lead that it
+rests on.
 
-Intervals are 95 %. That of a lead is of the differences on the same image, by the t-distribution; with several trainings
-it is over trainings and images, as everywhere in veridical. That of a correlation is a percentile bootstrap over images,
-of the means over the trainings: drawing images again adds noise to an order, so that a high correlation may lie near the
-upper end of its interval. Each interval stands by itself: of twenty, one is expected to miss.
+Intervals are 95 %. That of a lead is of the differences on the same image, by the t-distribution; with several
+trainings it is over trainings and images, as everywhere in veridical. That of a correlation is a percentile bootstrap
+over images, of the means over the trainings: drawing images again adds noise to an order, so that a high correlation
+may lie near the upper end of its interval. Each interval stands by itself: of twenty, one is expected to miss.
 """
 
 import argparse
@@ -50,7 +51,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """labels: what the paper calls its rows. names: what each may be called in a run. values: (rows, columns) as printed."""
+    """labels: what the paper calls its rows. names: what each may be called in a run. values: (rows, columns), as
+    printed. worst: whether the paper speaks of the worst images too."""
 
     source: str
     columns: tuple[str, ...]
@@ -58,15 +60,15 @@ class PaperTable:
     names: tuple[tuple[str, ...], ...]
     values: np.ndarray
     claims: tuple[Claim, ...]
-    note: str
+    worst: bool
 
 
 @dataclass(frozen=True)
 class Order:
     """Of the rows that paper and run share, by one metric.
 
-    same, pairs: in the paper's order, of those that differ there. supported, against: pairs whose difference here has an
-    interval without 0, in the paper's order and against it. spearman: of the paper's column and our means.
+    same, pairs: in the paper's order, of those that differ there. supported, against: pairs whose difference here has
+    an interval without 0, in the paper's order and against it. spearman: of the paper's column and our means.
     """
 
     column: Column
@@ -103,7 +105,7 @@ class Agreement:
 
 
 def read_papers(path: Path = PAPERS) -> dict[str, PaperTable]:
-    """The tables by name. Errors: DataError when a row has too few numbers, or a claim names a row that is not there."""
+    """The tables by name. Errors: DataError when a row lacks numbers, or a claim names a row that is not there."""
     with path.open("rb") as file:
         found = tomllib.load(file)
     return {name: _table(name, about) for name, about in found.items()}
@@ -127,7 +129,7 @@ def _table(name: str, about: Mapping[str, object]) -> PaperTable:
             )
         claims.append(Claim(claim["says"], pairs, claim["by"]))
     values = np.array([row[2:] for row in rows], dtype=np.float64)  # type: ignore[attr-defined]
-    return PaperTable(str(about["source"]), columns, labels, names, values, tuple(claims), str(about.get("note", "")))
+    return PaperTable(str(about["source"]), columns, labels, names, values, tuple(claims), bool(about.get("worst")))
 
 
 def _pairs(better: str | list[str], worse: str | list[str], every: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -191,9 +193,7 @@ def _says(lead: Interval) -> Verdict:
     return Verdict.HOLDS if lead.low > 0 else Verdict.FAILS
 
 
-def _order(
-    values: Values, column: Column, names: Sequence[str], theirs: np.ndarray, draws: int, seed: int
-) -> Order:
+def _order(values: Values, column: Column, names: Sequence[str], theirs: np.ndarray, draws: int, seed: int) -> Order:
     k = values.columns.index(column)
     per_image = np.stack([values.of(name)[:, k] for name in names])  # (L, I)
     means = per_image.mean(axis=1)
@@ -219,8 +219,8 @@ def _order(
 
 
 def spearman(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row of (D, L) with (L,) -> (D,); equal values share their ranks, and a row of equal
-    values has none (NaN).
+    """Spearman's correlation of each row of (D, L) with (L,) -> (D,); equal values share their ranks, and a row of
+    equal values has none (NaN).
 
     >>> spearman(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), np.array([10.0, 20.0, 30.0]))
     array([ 1., -1.])
@@ -235,7 +235,9 @@ def _judge(values: Values, column: Column, claim: Claim, pairs: Sequence[tuple[s
     """Holds when each pair does, does not hold when one does not."""
     leads = {pair: _lead(values, column, *pair) for pair in pairs}
     said = {pair: _says(lead) for pair, lead in leads.items()}
-    counts = [sum(each is verdict for each in said.values()) for verdict in (Verdict.HOLDS, Verdict.OPEN, Verdict.FAILS)]
+    counts = [
+        sum(each is verdict for each in said.values()) for verdict in (Verdict.HOLDS, Verdict.OPEN, Verdict.FAILS)
+    ]
     verdict = Verdict.FAILS if counts[2] else Verdict.OPEN if counts[1] else Verdict.HOLDS
     # The pair that decides: of those with the verdict, the one whose better row is farthest behind.
     deciding = min((pair for pair in pairs if said[pair] is verdict), key=lambda pair: leads[pair].value)
@@ -269,7 +271,9 @@ def markdown(run: Run, found: Agreement) -> str:
             holds, still, fails = judged.counts
             which = f"; of {sum(judged.counts)} pairs {holds} hold, {still} open, {fails} do not"
         if sum(judged.counts) < len(judged.claim.pairs):
-            which += f"; the run lacks {len(judged.claim.pairs) - sum(judged.counts)} of {len(judged.claim.pairs)} pairs"
+            which += (
+                f"; the run lacks {len(judged.claim.pairs) - sum(judged.counts)} of {len(judged.claim.pairs)} pairs"
+            )
         lines.append(f"| {judged.claim.says} | {_code(judged.pair[0])} over {_code(judged.pair[1])}: {lead}{which} | "
                      f"{judged.verdict} |")  # fmt: skip
     if found.lacking:
@@ -296,7 +300,9 @@ def _code(name: str) -> str:
 
 def main() -> None:
     papers = read_papers()
-    parser = argparse.ArgumentParser(prog="python -m experiments.agreement", description="A run beside a paper's table.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.agreement", description="A run beside a paper's table."
+    )
     parser.add_argument("run", type=Path, help="a folder that veridical compare has written")
     parser.add_argument("table", choices=[name for name, each in papers.items() if any(each.names)])
     parser.add_argument("--only", default="", help="images whose names begin so, such as kodak24/")

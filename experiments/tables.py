@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.agreement import PaperTable, agree, markdown, read_papers
 from veridical.comparison import report
 from veridical.comparison.run import Run
+from veridical.comparison.wording import decimals, heading
 from veridical.core.errors import DataError
 from veridical.core.files import atomic_write
 
@@ -66,24 +67,49 @@ def block(run: Run, table: PaperTable | None) -> str:
     parts = [f"{scale(run)}\n", spaced(report.markdown(run))]
     if table is not None:
         parts.append(markdown(run, agree(run, table)))
+        if table.worst:
+            parts.append(worst(run))
     return "\n".join(parts)
+
+
+def worst(run: Run) -> str:
+    """Each loss on the worst 5 % of the images, with intervals, the best in bold."""
+    metrics = run.analysis.metrics
+    headings = [f"{heading(each.column)}, worst 5 %" for each in metrics]
+    lines = [f"| {' | '.join([run.noun, *headings])} |", f"|{'---|' * (1 + len(metrics))}"]
+    for name in run.analysis.ranking:
+        cells = []
+        for each in metrics:
+            of_losses = {loss: each.worst[loss].value for loss in run.analysis.ranking}
+            best = max if each.column.higher_is_better else min
+            places = decimals(each.column, list(of_losses.values()))
+            value, low, high = each.worst[name].value, each.worst[name].low, each.worst[name].high
+            text = f"{value:.{places}f}"
+            text = f"**{text}**" if value == best(of_losses.values()) else text
+            cells.append(text if low is None or high is None else f"{text} ({low:.{places}f} to {high:.{places}f})")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines) + "\n"
 
 
 def scale(run: Run) -> str:
     """At what scale it was run, in a line; of folders the last part alone, as the rest is of one machine."""
     about, training = run.about, tomllib.loads(run.recipe).get("training", {})
-    model = " and ".join(f"`{each.get('label') or each['name']}`, {each['parameters']:,} weights" for each in run.models)
+    model = " and ".join(
+        f"`{each.get('label') or each['name']}`, {each['parameters']:,} weights" for each in run.models
+    )
     seeds = len(run.analysis.values.seeds)
     rate = f" at {training['lr']:g}" if "lr" in training else ""
     machine = about.get("machine", {})
     seconds = sum(float(each.get("seconds") or 0) for each in about["losses"])
     data = about.get("dataset", {})
     train, evaluate = (re.sub(r"\S*/(?=\S)", "", str(data.get(side, "?"))) for side in ("train", "evaluate"))
+    times = f"{seeds} training{'s' if seeds > 1 else ''} of each"
+    device = f"{machine.get('device')} ({machine.get('cpu')})"
     return (
         f"Run: {about.get('task')}, `{about.get('degradation')}`; {model}; {about.get('steps')} steps of "
-        f"{about.get('batch_size')} crops of {about.get('crop')} px{rate}, {seeds} training{'s' if seeds > 1 else ''} of "
-        f"each; trained on {train}; evaluated on {evaluate}. {seconds / 60:.0f} min of training on "
-        f"{machine.get('device')} ({machine.get('cpu')}), veridical {about.get('version')}, torch {machine.get('torch')}."
+        f"{about.get('batch_size')} crops of {about.get('crop')} px{rate}, {times}; "
+        f"trained on {train}; evaluated on {evaluate}. {seconds / 60:.0f} min of training on "
+        f"{device}, veridical {about.get('version')}, torch {machine.get('torch')}."
     )
 
 

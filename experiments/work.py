@@ -1,8 +1,8 @@
 """What the recipes ask of a machine at full scale: python -m experiments.work [--tflops 10]
 
 Counted, not measured: the operations (two for a multiply-add) of convolutions, matrix products and attention, in the
-model and in the loss, forward and backward, for one crop on torch's meta device, where nothing is computed; times batch,
-steps and trainings. Evaluation, sorting, optimiser and the making of batches are not counted.
+model and in the loss, forward and backward, for one crop on torch's meta device, where nothing is computed; times
+batch, steps and trainings. Evaluation, sorting, optimiser and the making of batches are not counted.
 
 The days are an assumption: the operations over --tflops, the rate at which one device is taken to do them. To measure
 instead, on the machine that will train: veridical estimate RECIPE --data FOLDER --device cuda.
@@ -13,16 +13,28 @@ from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import veridical
 from veridical.core.errors import VeridicalError
-from veridical.degradations import degradation
+from veridical.degradations import TASKS, degradation
 from veridical.losses import at_task, loss
 from veridical.training.recipe import Recipe, make_recipe
 from veridical.training.recipes import named_recipe, recipe_names
 
 DAY = 86_400
+
+
+def _backward(gradient: list[int], image: list[int], weight: list[int], *rest: object, **_: object) -> int:
+    """Of a convolution: as much as forward for each of image and weights that is asked for. torch's own formula counts
+    all pairs of channels where a convolution has groups, nine times too many for Restormer."""
+    transposed, output_mask = bool(rest[4]), rest[7]
+    asked = sum(map(bool, output_mask[:2]))  # type: ignore[index]
+    return asked * conv_flop_count(image, weight, gradient, transposed=transposed)
+
+
+def counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward})
 
 
 def recipe(name: str) -> Recipe:
@@ -47,9 +59,9 @@ def of_model(spec: str, channels: int, crop: int, scale: int) -> int:
     with torch.device("cpu" if spec.startswith("ddnet") else "meta"):
         built = veridical.model(spec, channels=channels).train()
         image = torch.zeros(1, channels, crop // scale, crop // scale)
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         built(image).sum().backward()
-    return counter.get_total_flops()
+    return counted.get_total_flops()
 
 
 def of_loss(spec: str, channels: int, crop: int) -> int | None:
@@ -60,21 +72,22 @@ def of_loss(spec: str, channels: int, crop: int) -> int | None:
         return None
     target = torch.zeros(1, channels, crop, crop, device="meta")
     prediction: Tensor = torch.zeros_like(target).requires_grad_()
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         built(prediction, target).backward()
-    return counter.get_total_flops()
+    return counted.get_total_flops()
 
 
 def row(name: str, tflops: float) -> str:
     """One recipe as a line of the table."""
     of = recipe(name)
     training = of.training
+    task = TASKS[of.task]
     shrunk = degradation(of.degradation).scale if of.degradation else 1
     total, trainings, each, unknown = 0.0, 0, [], 0
     for model in models(of):
         base = of_model(model, of.model.channels, training.crop, shrunk)
         for spec in of.losses.values():
-            found = of_loss(at_task(spec, of.task), of.model.channels, training.crop)
+            found = of_loss(at_task(spec, task.learned), of.model.channels, training.crop)
             unknown += found is None
             trainings += 1
             each.append((base + (found or 0)) * training.batch_size / 1e12)
@@ -91,7 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.work", description="The work of the recipes.")
     parser.add_argument("--tflops", type=float, default=10.0, help="assumed of one device: 10^12 operations a second")
     asked = parser.parse_args()
-    print(f"| recipe | trainings | 10^12 operations a step | 10^18 in all | days of a device of {asked.tflops:g} TFLOP/s |")
+    days = f"days of a device of {asked.tflops:g} TFLOP/s"
+    print(f"| recipe | trainings | 10^12 operations a step | 10^18 in all | {days} |")
     print("|---|---|---|---|---|")
     for name in recipe_names():
         print(row(name, asked.tflops), flush=True)
