@@ -64,11 +64,11 @@ def fill(text: str, runs: Path, papers: dict[str, PaperTable]) -> tuple[str, lis
 
 def block(run: Run, table: PaperTable | None) -> str:
     """What is said of one run."""
-    parts = [f"{scale(run)}\n", spaced(report.markdown(run))]
+    parts = [f"{scale(run)}\n", readable(report.markdown(run))]
     if table is not None:
         parts.append(markdown(run, agree(run, table)))
         if table.worst:
-            parts.append(worst(run))
+            parts.append(readable(worst(run)))
     return "\n".join(parts)
 
 
@@ -113,8 +113,14 @@ def scale(run: Run) -> str:
     )
 
 
-def spaced(text: str) -> str:
-    """A blank line before and after each list, which some readers of Markdown need."""
+def readable(text: str) -> str:
+    """A blank line before and after each list, which some readers of Markdown need; and the stars of a sum escaped, of
+    which two would print what lies between in italics.
+
+    >>> readable("0.8*l2 + 0.2*lpips has **0.1**")
+    '0.8\\\\*l2 + 0.2\\\\*lpips has **0.1**'
+    """
+    text = re.sub(r"(?<=[\da-z])\*(?=[a-z])", r"\\*", text)
     lines: list[str] = []
     for line in text.split("\n"):
         if lines and lines[-1] and line and line.startswith("- ") != lines[-1].startswith("- "):

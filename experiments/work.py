@@ -1,4 +1,4 @@
-"""What the recipes ask of a machine at full scale: python -m experiments.work [--tflops 10]
+"""What the recipes ask of a machine at full scale: python -m experiments.work [RECIPE ...] [--tflops 10]
 
 Counted, not measured: the operations (two for a multiply-add) of convolutions, matrix products and attention, in the
 model and in the loss, forward and backward, for one crop on torch's meta device, where nothing is computed; times
@@ -102,12 +102,13 @@ def row(name: str, tflops: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.work", description="The work of the recipes.")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="those alone; all when left out")
     parser.add_argument("--tflops", type=float, default=10.0, help="assumed of one device: 10^12 operations a second")
     asked = parser.parse_args()
     days = f"days of a device of {asked.tflops:g} TFLOP/s"
     print(f"| recipe | trainings | 10^12 operations a step | 10^18 in all | {days} |")
     print("|---|---|---|---|---|")
-    for name in recipe_names():
+    for name in asked.recipes or recipe_names():
         print(row(name, asked.tflops), flush=True)
 
 

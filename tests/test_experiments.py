@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.agreement import PAPERS, Verdict, agree, markdown, read_papers, spearman
-from experiments.tables import END, fill, spaced
+from experiments.tables import END, fill, readable
 from tests.test_report import make_run
 from veridical.comparison.run import read_run
 from veridical.comparison.statistics import mean_interval
@@ -145,5 +145,6 @@ def test_the_page_of_results_names_tables_of_the_record(tmp_path):
     assert "spl-table" in missing
 
 
-def test_lists_stand_apart():
-    assert spaced("a:\n- b\n- c\nd") == "a:\n\n- b\n- c\n\nd"
+def test_lists_stand_apart_and_stars_of_sums_are_no_italics():
+    assert readable("a:\n- b\n- c\nd") == "a:\n\n- b\n- c\n\nd"
+    assert readable("| 0.8*l2 + auto*lpips | **1.0** |") == "| 0.8\\*l2 + auto\\*lpips | **1.0** |"
