@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -111,15 +112,15 @@ def read_papers(path: Path = PAPERS) -> dict[str, PaperTable]:
     return {name: _table(name, about) for name, about in found.items()}
 
 
-def _table(name: str, about: Mapping[str, object]) -> PaperTable:
-    columns, rows = tuple(about["columns"]), about["rows"]  # type: ignore[arg-type]
-    for row in rows:  # type: ignore[attr-defined]
+def _table(name: str, about: Mapping[str, Any]) -> PaperTable:
+    columns, rows = tuple(about["columns"]), about["rows"]
+    for row in rows:
         if len(row) != 2 + len(columns):
             raise DataError(f"{name}, row {row[0]!r}: expected {len(columns)} numbers, got {len(row) - 2}.")
-    labels, names = tuple(row[0] for row in rows), tuple(tuple(row[1]) for row in rows)  # type: ignore[attr-defined]
+    labels, names = tuple(row[0] for row in rows), tuple(tuple(row[1]) for row in rows)
     first = [each[0] for each in names if each and each[0] != INPUT]
     claims = []
-    for claim in about.get("claims", ()):  # type: ignore[attr-defined]
+    for claim in about.get("claims", ()):
         pairs = _pairs(claim["better"], claim["worse"], first)
         unknown = {each for pair in pairs for each in pair} - set(first)
         if unknown or claim["by"] not in columns:
@@ -128,7 +129,7 @@ def _table(name: str, about: Mapping[str, object]) -> PaperTable:
                 f"Expected the first names of rows ({', '.join(first)}) and a metric of {', '.join(columns)}."
             )
         claims.append(Claim(claim["says"], pairs, claim["by"]))
-    values = np.array([row[2:] for row in rows], dtype=np.float64)  # type: ignore[attr-defined]
+    values = np.array([row[2:] for row in rows], dtype=np.float64)
     return PaperTable(str(about["source"]), columns, labels, names, values, tuple(claims), bool(about.get("worst")))
 
 

@@ -10,6 +10,7 @@ instead, on the machine that will train: veridical estimate RECIPE --data FOLDER
 
 import argparse
 from pathlib import PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ from veridical.training.recipes import named_recipe, recipe_names
 DAY = 86_400
 
 
-def _backward(gradient: list[int], image: list[int], weight: list[int], *rest: object, **_: object) -> int:
+def _backward(gradient: list[int], image: list[int], weight: list[int], *rest: Any, **_: object) -> int:
     """Of a convolution: as much as forward for each of image and weights that is asked for. torch's own formula counts
     all pairs of channels where a convolution has groups, nine times too many for Restormer."""
     transposed, output_mask = bool(rest[4]), rest[7]
-    asked = sum(map(bool, output_mask[:2]))  # type: ignore[index]
+    asked = sum(map(bool, output_mask[:2]))
     return asked * conv_flop_count(image, weight, gradient, transposed=transposed)
 
 
