@@ -1,0 +1,1 @@
+"""Scripts that hold our runs beside the papers' tables. See README.md."""
