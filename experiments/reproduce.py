@@ -7,7 +7,7 @@
 When its minutes are over it stops the comparison that runs, as Ctrl-C would, which leaves a checkpoint; the same
 command goes on there, here or on another machine to which the folder of --out was copied. A folder that comes back
 takes the place of the one that was sent: the rows of what is finished are in it, and `veridical report` and
-experiments/tables.py read it.
+`python -m experiments.tables` read it.
 """
 
 import argparse
@@ -52,6 +52,8 @@ def commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
     kind, _, task = name.partition(":")
     if kind in RECIPES:
         scale = [] if arguments.scale == "full" else ["--scale", "small"]
+        if kind == "sharpness-table-1-2":
+            more += ["--set", f"init={out}/sharpness-table-1-1/l1"]
         return [["compare", kind, *scale, *at, *more, "--out", f"{out}/{kind}"]]
     if kind == "equal-cost":
         return equal_cost(task, at, more, arguments)
