@@ -8,8 +8,8 @@ _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links that leave docs/ become what they are called: the site has no files of the repository. README.md is the home
-    page there."""
+    """Links that leave docs/ become what they are called: the site has no files of the repository. README.md is the
+    home page there."""
 
     def mended(link: re.Match[str]) -> str:
         text, target = link.groups()
