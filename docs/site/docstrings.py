@@ -38,6 +38,4 @@ def as_markdown(text: str) -> str:
 def _escaped(text: str) -> str:
     """Formulas are no markup; what stands between backticks is code and stays."""
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(
-        piece if k % 2 else re.sub(r"(?<!\\)([*_|<\[])", r"\\\1", piece) for k, piece in enumerate(pieces)
-    )
+    return "".join(piece if k % 2 else re.sub(r"(?<!\\)([*_|<\[])", r"\\\1", piece) for k, piece in enumerate(pieces))

@@ -75,6 +75,8 @@ def _card(folder: Path, about: Mapping[str, Any], one: Mapping[str, Any]) -> Ima
         draw.text((x, y), label, font=font, fill=_TEXT)
         if path.is_file():  # a loss without a finite first gradient has none
             card.paste(read(path), (x, y + _LINE_PX))
+            # A gradient of one length, such as that of l1, is white all over, as a page may be.
+            draw.rectangle((x, y + _LINE_PX, x + size - 1, y + _LINE_PX + size - 1), outline=_TEXT)
     db = about["settings"]["psnr_db"][middle(dict(about))]
     draw.text((0, top), f"what it makes of errors of {db:g} dB", font=font, fill=_TEXT)
     _bars(draw, font, shares, top + _LINE_PX, card.width)
@@ -92,6 +94,9 @@ def _bars(draw: ImageDraw.ImageDraw, font: Any, shares: Mapping[str, float | Non
     def place(share: float) -> float:
         return left + (share - least) * scale
 
+    bottom = top + _LINE_PX * len(shares) - 2
+    for at in (place(0), place(1)):
+        draw.line((at, top, at, bottom), fill=_TEXT, width=1)
     for number, (name, share) in enumerate(shares.items()):
         y = top + number * _LINE_PX
         draw.text((0, y), name, font=font, fill=_TEXT)
@@ -103,9 +108,6 @@ def _bars(draw: ImageDraw.ImageDraw, font: Any, shares: Mapping[str, float | Non
         said = f"{share:.2f}".replace("-0.00", "0.00")
         at = ends[1] + 4 if said[0] != "-" else ends[0] - 4 - font.getlength(said)
         draw.text((at, y), said, font=font, fill=_TEXT)
-    bottom = top + _LINE_PX * len(shares) - 2
-    for share in (0.0, 1.0):
-        draw.line((place(share), top, place(share), bottom), fill=_TEXT, width=1)
 
 
 def _db(measured: Mapping[str, float | None]) -> str:
@@ -117,9 +119,9 @@ def _db(measured: Mapping[str, float | None]) -> str:
 
 def _small(card: Image.Image) -> bytes:
     """As WebP, as good as fits into MOST_BYTES."""
-    for quality in range(88, 19, -4):
+    for quality in range(88, 15, -4):
         data = io.BytesIO()
-        card.save(data, "WEBP", quality=quality, method=6)
+        card.save(data, "WEBP", quality=quality)
         if data.tell() <= MOST_BYTES:
             break
     return data.getvalue()
