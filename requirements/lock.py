@@ -5,17 +5,19 @@
 
 lock.txt has all but torch. torch-cpu.txt has torch's build for CPUs, torch.txt that of PyPI, which on Linux brings
 some gigabytes of CUDA. Of each version every file that the index has is listed with its sha256; uv resolves the extra
-`dev` for Python 3.11 and newer on every platform. constraints.txt has the versions alone.
+`dev` for Python 3.11 and newer on every platform. constraints.txt has the versions alone. docs.txt has the extra
+`docs`, whose tools read veridical's source and need neither torch nor veridical.
 """
 
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOCK, TORCH, CPU = (ROOT / "requirements" / f"{name}.txt" for name in ("lock", "torch", "torch-cpu"))
+LOCK, TORCH, CPU, DOCS = (ROOT / "requirements" / f"{name}.txt" for name in ("lock", "torch", "torch-cpu", "docs"))
 CONSTRAINTS = ROOT / "constraints.txt"
 WITHOUT_DEPENDENCIES = ("lpips==0.1.4", "DISTS-pytorch==0.1")
 """The tests compare with them. They ask for torchvision, whose wheels do not fit every torch, and need none."""
@@ -27,22 +29,22 @@ CPU_BUILDS = {
 }
 
 
-def resolve(options: list[str]) -> str:
-    """uv's lock of the extra `dev`, one entry after the other, without comments."""
+def resolve(options: list[str], more_lines: list[str], sources: list[str], known: str) -> list[str]:
+    """uv's lock of `sources` and of further requirements, entry by entry. known: the entries that it keeps."""
     with tempfile.TemporaryDirectory() as folder:
         more, out = Path(folder, "more.in"), Path(folder, "lock.txt")
-        more.write_text("\n".join(WITHOUT_DEPENDENCIES))
-        if LOCK.exists():
-            out.write_text(LOCK.read_text() + TORCH.read_text())  # uv keeps what it finds here
+        more.write_text("\n".join(more_lines))
+        out.write_text(known)  # uv keeps what it finds here
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
-        command += ["--generate-hashes", "--no-annotate", "--no-header", "--extra", "dev"]
+        command += ["--generate-hashes", "--no-annotate", "--no-header"]
         command += [*(f"--no-emit-package={name}" for name in LEFT_OUT), "--output-file", str(out)]
-        subprocess.run([*command, *options, "pyproject.toml", str(more)], cwd=ROOT, check=True)
-        return "".join(line for line in out.read_text().splitlines(keepends=True) if not line.startswith("#"))
+        subprocess.run([*command, *options, *sources, str(more)], cwd=ROOT, check=True)
+        return re.findall(r"^[^\s#]\S*==.*(?:\n    --hash=.*)+\n", out.read_text(), re.MULTILINE)
 
 
 def main(options: list[str]) -> None:
-    entries = re.findall(r"^\S+==.*(?:\n    --hash=.*)+\n", resolve(options), re.MULTILINE)
+    pinned = LOCK.read_text() + TORCH.read_text() if LOCK.exists() else ""
+    entries = resolve(options, [*WITHOUT_DEPENDENCIES], ["--extra", "dev", "pyproject.toml"], pinned)
     torch = [entry for entry in entries if re.match(r"torch==|triton==|cuda-|nvidia-", entry)]
     rest = [entry for entry in entries if entry not in torch]
     cpu = next(build for version, build in CPU_BUILDS.items() if f"{version} " in "".join(torch))
@@ -50,7 +52,20 @@ def main(options: list[str]) -> None:
     write(LOCK, "What `make test` installs beside torch, tried together on Python 3.11.", rest)
     write(TORCH, "torch as it is on PyPI; on Linux with CUDA.", torch)
     write(CPU, "torch's build for CPUs.", [f"{cpu}\n"])
+    lock_docs("".join(entries), options)
     write(CONSTRAINTS, "The versions of requirements/, for installations without hashes.", [f"{v}\n" for v in versions])
+
+
+def lock_docs(lock: str, options: list[str]) -> None:
+    """Write DOCS: in the versions of the lock what stands there, too."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
+    kept = "" if "--upgrade" in options or not DOCS.exists() else DOCS.read_text()
+    pins = [re.sub(r" \\\n.*", "", entry, flags=re.DOTALL) for entry in re.split(r"(?m)^(?=\S)", lock) if "==" in entry]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("\n".join(pins))
+        constraints.flush()
+        entries = resolve([*options, "--constraint", constraints.name], extra, [], kept)
+    write(DOCS, "What `make docs` installs.", entries)
 
 
 def write(path: Path, what: str, entries: list[str]) -> None:

@@ -20,6 +20,8 @@ from veridical.models.published_counts import CONFIGURATIONS, Configuration
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/index.md",
+    "docs/start.md",
     "docs/adapter.md",
     "docs/deconvolution.md",
     "docs/fine-tuning.md",

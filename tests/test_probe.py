@@ -15,6 +15,7 @@ from veridical.cli import app
 from veridical.comparison import probe_page
 from veridical.comparison.distortions import DISTORTIONS, OutOfReach, distort
 from veridical.comparison.probe import NothingToProbe, Settings, descend, evaluator, picture_of, probe, relative
+from veridical.comparison.probe_card import MOST_BYTES, write_cards
 from veridical.core.errors import BadOption, DataError, UnknownName
 from veridical.losses.reference import FAMILIES
 from veridical.training.photographs import demo_photographs
@@ -283,6 +284,41 @@ def test_the_command_prints_both_tables_and_writes_the_page(tmp_path):
     command = read(tmp_path / "out")["command"]
     assert command.startswith("veridical probe --losses 'l1, 0.5*l2 + 0.5*l1' --image ")
     assert command.endswith("--crop 32 --psnr 25 --steps 3")
+
+
+def test_a_card_shows_a_loss_with_its_descent_and_its_bars(folder, tmp_path):
+    found = write_cards(folder, tmp_path)
+    assert [path.name for path in found] == ["l1.webp", "l2.webp", "spl-a.webp", "sharpness-q.webp"]
+    for path in found:
+        assert path.stat().st_size <= MOST_BYTES
+        card = Image.open(path).convert("RGBA")
+        assert card.width == 2 * SIZE + 6
+        assert card.height > 2 * SIZE + 8 * 18
+    # sharpness-q rewards ringing, and only a rewarded distortion has a bar of the other colour.
+    orange = [
+        sum(
+            red > 180 and blue < 90 and alpha > 200
+            for red, _, blue, alpha in card.crop((78, 130, *card.size)).getdata()
+        )
+        for card in (Image.open(path).convert("RGBA") for path in found)
+    ]
+    assert orange[:3] == [0, 0, 0]
+    assert orange[3] > 0
+
+
+def test_a_card_is_of_one_descended_loss(folder, tmp_path):
+    about = read(folder)
+    for change, message in (
+        ({"name": "l1 + 0.1*l2"}, "is a sum"),
+        ({"name": "l2(eps=1)"}, "l2, l2"),
+        ({"descent": None}, "was not descended"),
+    ):
+        (tmp_path / "probe.json").write_text(
+            json.dumps({**about, "losses": [{**about["losses"][0], **change}, about["losses"][1]]})
+        )
+        with pytest.raises(DataError, match=message):
+            write_cards(tmp_path, tmp_path / "cards")
+    assert not (tmp_path / "cards").exists()
 
 
 def test_the_command_wants_losses_or_a_family():

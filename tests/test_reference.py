@@ -9,10 +9,25 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from veridical.cli import app
+from veridical.comparison.probe_card import MOST_BYTES
+from veridical.core.catalog import options_of, parse
 from veridical.core.errors import UnknownName
 from veridical.losses import LOSSES
 from veridical.losses import reference as module
-from veridical.losses.reference import FAMILIES, SECTIONS, family_specs, markdown, reference, sections
+from veridical.losses.reference import (
+    FAMILIES,
+    NOT_PICTURED,
+    PICTURED_AS,
+    SECTIONS,
+    USED_AS,
+    cost,
+    family_specs,
+    markdown,
+    page,
+    pictured_specs,
+    reference,
+    sections,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 
@@ -56,6 +71,43 @@ def test_the_page_is_what_the_docstrings_say():
     assert PAGE.read_text(encoding="utf-8") == markdown(), (
         "docs/losses.md is old: veridical losses --markdown > docs/losses.md"
     )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_has_a_page_with_its_formula_its_picture_and_its_cost(name):
+    """Made by: veridical losses --pages docs/losses; veridical probe --losses all --steps 100 --cards docs/losses"""
+    file = PAGE.parent / "losses" / f"{name}.md"
+    text = file.read_text(encoding="utf-8")
+    assert text == page(name), f"docs/losses/{name}.md is old: veridical losses --pages docs/losses"
+    assert reference(name).formula.split("; ")[-1] in text
+    assert f"**Cost**: {cost(reference(name))}" in text
+    picture = file.with_suffix(".webp")
+    if name in NOT_PICTURED:
+        assert "No picture: " in text
+        assert not picture.exists()
+    else:
+        assert f"({picture.name})" in text
+        assert 1000 < picture.stat().st_size <= MOST_BYTES
+
+
+def test_pages_and_pictures_of_losses_that_are_gone_are_gone():
+    assert {file.stem for file in (PAGE.parent / "losses").iterdir()} == {*LOSSES}
+
+
+def test_what_a_page_says_to_type_are_losses():
+    assert {*USED_AS, *PICTURED_AS, *NOT_PICTURED} <= LOSSES.keys()
+    for spec in [*USED_AS.values(), *pictured_specs()]:
+        for term in parse(spec, "loss"):
+            assert term.options.keys() <= options_of(LOSSES[term.name].build).keys(), spec
+    assert [parse(spec)[0].name for spec in pictured_specs()] == [
+        name for family in FAMILIES.values() for name in family.losses if name not in NOT_PICTURED
+    ]
+
+
+def test_the_command_writes_the_pages(tmp_path):
+    result = CliRunner().invoke(app, ["losses", "--pages", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert {file.stem: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == {n: page(n) for n in LOSSES}
 
 
 def test_the_command_prints_the_page():

@@ -42,12 +42,13 @@ def pinned(*files: str) -> dict[str, tuple[Requirement, list[str]]]:
                 text, *hashes = entry.split("--hash=")
                 requirement = Requirement(text)
                 name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-                assert name not in found
+                assert name not in found or requirement.marker  # for another Python
                 found[name] = requirement, [each.strip() for each in hashes]
     return found
 
 
 LOCK = pinned("lock.txt", "torch.txt")
+DOCS = pinned("docs.txt")
 
 
 def version(requirement: Requirement) -> Version:
@@ -57,7 +58,7 @@ def version(requirement: Requirement) -> Version:
 
 
 def test_every_pin_has_hashes():
-    for requirement, hashes in (*LOCK.values(), *pinned("torch-cpu.txt").values()):
+    for requirement, hashes in (*LOCK.values(), *pinned("torch-cpu.txt").values(), *DOCS.values()):
         assert hashes, f"{requirement} has no hash: make lock"
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes)
         version(requirement)
@@ -73,6 +74,16 @@ def test_the_lock_meets_every_requirement_of_the_project(of):
             continue
         pin, _ = LOCK[of("installed").normalised(requirement.name)]
         assert version(pin) in requirement.specifier, f"{requirement} is locked at {pin}: make lock"
+
+
+def test_the_lock_of_the_site_meets_its_extra_and_agrees_with_the_other(of):
+    for requirement in map(Requirement, of("installed").EXTRAS["docs"]):
+        pin, _ = DOCS[of("installed").normalised(requirement.name)]
+        assert version(pin) in requirement.specifier, f"{requirement} is locked at {pin}: make lock"
+    both = DOCS.keys() & LOCK.keys()
+    assert len(both) > 5
+    assert {name: str(DOCS[name][0]) for name in both} == {name: str(LOCK[name][0]) for name in both}, "make lock"
+    assert "torch" not in DOCS
 
 
 def test_both_builds_of_torch_are_of_one_version():
@@ -239,7 +250,17 @@ def test_the_sdist_holds_what_belongs_and_builds_the_same_wheel(built, tmp_path)
         archive.extractall(tmp_path, filter="data")
     assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
     top = {Path(member.name).parts[1] for member in members}
-    expected = {"src", "tests", "docs", "requirements", "constraints.txt", "Makefile", "LICENSE", "NOTICE"}
+    expected = {
+        "src",
+        "tests",
+        "docs",
+        "requirements",
+        "constraints.txt",
+        "Makefile",
+        "mkdocs.yml",
+        "LICENSE",
+        "NOTICE",
+    }
     assert top == expected | {"README.md", "CHANGELOG.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
     (source,) = tmp_path.iterdir()
     again = build(source, tmp_path / "dist", 0o022)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @guarded
 def probe_losses(
     losses: Annotated[
-        str | None, typer.Option(help="Separated by commas: 'l1,ssim,0.8*l2 + 0.2*lpips'. See: veridical losses.")
+        str | None, typer.Option(help="Separated by commas: 'l1,ssim,0.8*l2 + 0.2*lpips'; all. See: veridical losses.")
     ] = None,
     family: Annotated[
         str | None, typer.Option(help="The losses of one family, or of all, one after the other: 'pixel', 'all'.")
@@ -56,11 +56,12 @@ def probe_losses(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="Write a page of Markdown with its pictures here, too.")
     ] = None,
+    cards: Annotated[Path | None, typer.Option(help="Write one small picture of each loss here, too.")] = None,
 ) -> None:
     """Show what a loss sees: its value for blur, noise, JPEG and others at equal PSNR, and the image it leads to."""
-    from veridical.comparison import probe_page
+    from veridical.comparison import probe_card, probe_page
     from veridical.comparison.probe import NothingToProbe, Settings, probe
-    from veridical.losses.reference import FAMILIES, family_specs
+    from veridical.losses.reference import FAMILIES, family_specs, pictured_specs
 
     if (losses is None) == (family is None):
         raise VeridicalError("name the losses to probe: either --losses 'l1,ssim' or --family NAME.")
@@ -74,7 +75,8 @@ def probe_losses(
         image=image, crop=crop, psnr_db=psnr_db, start=start, steps=steps, lr=lr, seed=seed, device=device
     )
     if losses is not None:
-        wanted = {"losses": ("What the losses see", split_list(losses, "losses"), out)}
+        specs = pictured_specs() if losses == "all" else split_list(losses, "losses")
+        wanted = {"losses": ("What the losses see", specs, out)}
     else:
         names = list(FAMILIES) if family == "all" else [str(family)]
         chosen = {name: catalog.lookup(FAMILIES, name, "family of losses") for name in names}
@@ -103,6 +105,8 @@ def probe_losses(
         say(f"page: {page}")
         if markdown is not None:
             say(f"markdown: {probe_page.write_markdown(folder, markdown, name, title)}")
+        if cards is not None:
+            say(f"{counted(len(probe_card.write_cards(folder, cards)), 'picture')}: {cards}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import rich.console
@@ -13,6 +14,7 @@ import typer
 from veridical.cli.common import app, guarded, markdown_table, print_entry, print_table, say, stdout_console
 from veridical.comparison.terminal import Console
 from veridical.core import catalog
+from veridical.core.files import atomic_write
 
 if TYPE_CHECKING:
     from veridical.losses.reference import Reference
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
 def list_losses(
     name: Annotated[str | None, typer.Argument(help="Show this loss in full.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all losses, docs/losses.md.")] = False,
+    pages: Annotated[Path | None, typer.Option(help="Write a page of each loss into this folder, docs/losses.")] = None,
 ) -> None:
     """List the losses, or show one: its formula, when to use it, where it is weak, its options, what it costs."""
     from veridical.losses import LOSSES, reference
 
     if markdown:
         say(reference.markdown(), end="")
+        return
+    if pages is not None:
+        for each in LOSSES:
+            atomic_write(pages / f"{each}.md", reference.page(each).encode())
+        say(f"{len(LOSSES)} pages: {pages}")
         return
     if name is not None:
         _print_loss(reference.reference(name), LOSSES[name].kernel())

@@ -1,5 +1,5 @@
 """What there is to know of each loss, read from its docstring and its line of the table: `veridical losses NAME` prints
-it, and `veridical losses --markdown` writes docs/losses.md from it."""
+it, `veridical losses --markdown` prints docs/losses.md from it, and `--pages docs/losses` writes a page of each."""
 
 import inspect
 import json
@@ -80,6 +80,50 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """Every loss is in one of them."""
+
+USED_AS = {
+    "edge": "charbonnier + 0.05*edge",
+    "gradient": "l1 + 0.1*gradient",
+    "focal-frequency": "l1 + auto*focal-frequency",
+    "vgg16": "0.8*l2 + 0.2*vgg16",
+    "lpips": "0.8*l2 + 0.2*lpips",
+    "dists": "l1 + auto*dists",
+    "pdl": "l1 + 0.003*pdl",
+    "contextual": "l1 + 0.01*contextual",
+    "cobi": "l1 + auto*cobi",
+    "style": "l1 + auto*style",
+    "mdf": "mdf(task=deblur)",
+    "fmlc": "charbonnier + 0.05*edge + 1*fmlc",
+    "tfmlc": "l1 + auto*tfmlc(adapter=motion.safetensors)",
+    "gan": "l1 + auto(ratio=0.1)*gan",
+    "ragan": "l1 + auto(ratio=0.1)*ragan",
+    "hinge-gan": "l1 + 0.01*hinge-gan(discriminator=patch)",
+    "lsgan": "l1 + 0.01*lsgan(discriminator=patch)",
+    "tv": "l1 + 0.01*tv",
+    "sharpness-q": "l1 + 0.01*sharpness-q",
+}
+"""A spec to begin with, of the losses that are not used alone or not without an option."""
+
+PICTURED_AS = {
+    "mdf": "mdf(task=deblur)",
+    # A discriminator that learns on one small image, in as few steps as it is descended.
+    **{name: f"{name}(width=16, lr=1e-3)" for name in FAMILIES["adversarial"].losses},
+}
+"""The specs by which a loss's page pictures it, where these are not the names alone."""
+
+NOT_PICTURED = {
+    "vgg19": "the weights of VGG19 were not to be had where the pictures were made; [vgg16](vgg16.md) is akin to it",
+    "fmlc": "the weights of CLIP were not to be had where the pictures were made",
+    "tfmlc": "it needs an adapter of one's own, and the weights of CLIP, to train one on, were not to be had "
+    "where the pictures were made",
+}
+"""Losses without a picture, and why."""
+
+
+def pictured_specs() -> list[str]:
+    """What `veridical probe --losses all` looks at: every loss that has a picture, by itself."""
+    names = [name for family in FAMILIES.values() for name in family.losses]
+    return [PICTURED_AS.get(name, name) for name in names if name not in NOT_PICTURED]
 
 
 def family_specs(name: str) -> list[str]:
@@ -175,56 +219,105 @@ def measured_on() -> str:
 
 
 def markdown() -> str:
-    """docs/losses.md: a table of all losses, then a section for each."""
-    known = {name: reference(name) for family in FAMILIES.values() for name in family.losses}
+    """docs/losses.md: a table of all losses, with links to a page of each."""
     lines = [
         "# Losses",
         "",
         *_wrapped(
-            "Generated from the docstrings by `veridical losses --markdown > docs/losses.md`; `veridical losses NAME` "
-            "prints one of them."
+            "Each loss has a page with its formula, when to use it and where it is weak, what it costs, and a picture. "
+            "They are made from the docstrings: this one by `veridical losses --markdown > docs/losses.md`, the others "
+            "by `veridical losses --pages docs/losses`; `veridical losses NAME` prints the same."
         ),
         "",
         *_wrapped(
-            "x̂ is the prediction, x the target, both (N, C, H, W) in [0, 1]. A value is of one image; lower is better, "
-            "and it is 0 for identical images unless it says otherwise. A mean is over channels and positions."
+            "Lower is better, and 0 is for identical images unless a page says otherwise. "
+            f"Cost is time over that of l2: {measured_on() or 'not measured yet'}."
         ),
-        "",
-        *_wrapped(f"Cost is time over that of l2: {measured_on() or 'not measured yet'}."),
     ]
     for key, family in FAMILIES.items():
         lines += ["", f"**{family.title}** ([what they see](evidence/{key}.md))", ""]
         lines += ["| loss | what it is | needs | cost |", "|---|---|---|---|"]
         for name in family.losses:
-            each = known[name]
+            each = reference(name)
             ratio = "–" if each.cost is None else _ratio(each.cost)
             needs = ", ".join([*each.weights, *([f"[{each.extra}]"] if each.extra else [])]) or "–"
-            lines.append(f"| [{name}](#{name}) | {_escaped(each.summary)} | {needs} | {ratio} |")
-    for family in FAMILIES.values():
-        for name in family.losses:
-            lines += _section(known[name])
+            lines.append(f"| [{name}](losses/{name}.md) | {_escaped(each.summary)} | {needs} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
-def _section(known: Reference) -> list[str]:
-    lines = ["", f"## {known.name}", "", *_wrapped(_escaped(known.summary))]
-    for paragraph in filter(None, known.text.split("\n")):
-        lines += ["", *_wrapped(_escaped(paragraph))]
-    lines += ["", "```text", *_wrapped(known.formula, 100), "```", ""]
+def page(name: str) -> str:
+    """docs/losses/<name>.md: one loss in full, with its picture.
+
+    Errors: UnknownName, with the nearest one.
+    """
+    known = reference(name)
+    spec = USED_AS.get(name, name)
+    beside = "l2" if spec == "l1" else "l1"
     options = ", ".join(f"`{name}={default}`" for name, default in known.options.items())
-    facts = {
-        "Range": _escaped(known.range),
-        "Use": _escaped(known.use),
-        "Weak": _escaped(known.weak),
-        "Options": f"{options}. {_escaped(known.args)}" if options else "none.",
-        "Needs": f"{known.needs}.",
-        "Optimises": f"{', '.join(known.optimises)}." if known.optimises else "",
-        "Cost": f"{cost(known)}.",
-        "Source": _escaped(known.source),
-    }
-    for label, text in facts.items():
-        lines += _wrapped(f"- **{label}**: {text}", hang="  ") if text else []
-    return lines
+    cost_said = cost(known) + (f" ({measured_on()})" if known.cost is not None else "")
+    lines = [f"# {name}", "", *_wrapped(_escaped(known.summary))]
+    for paragraph in filter(None, known.text.split("\n")):
+        lines += ["", *_wrapped(_in_docs(_escaped(paragraph)))]
+    lines += ["", *_facts({"Use": known.use, "Weak": known.weak})]
+    lines += ["", "## Formula", "", "```text", *known.formula.split("; "), "```", ""]
+    lines += _wrapped(
+        "x̂ is the prediction, x the target, both (N, C, H, W) in [0, 1]. A value is of one image, a mean over channels "
+        "and positions."
+    )
+    lines += ["", "## In a line", "", "```python", f'loss = veridical.loss("{spec}")', "```", "", "```sh"]
+    lines += [f'veridical compare --demo --losses "{beside}, {spec}" --out runs/{name}', "```", ""]
+    lines += ["## What it sees", "", *_picture(name), "", "## Facts", ""]
+    lines += _facts(
+        {
+            "Range": known.range,
+            "Options": f"{options}. {known.args}" if options else "none.",
+            "Needs": f"{known.needs}.",
+            "Optimises": f"{', '.join(known.optimises)}." if known.optimises else "",
+            "Cost": f"{cost_said}.",
+            "Source": known.source,
+        }
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _picture(name: str) -> list[str]:
+    """The picture of a loss and what is in it, or why there is none."""
+    (key,) = (key for key, family in FAMILIES.items() if name in family.losses)
+    more = f"Its family, with curves and tables: [{FAMILIES[key].title}](../evidence/{key}.md)."
+    if name in NOT_PICTURED:
+        return _wrapped(f"No picture: {NOT_PICTURED[name]}. {more}")
+    described = (
+        "the photograph, the blurred start, where descending it led, its gradient, and its answer to distortions"
+    )
+    spec = PICTURED_AS.get(name, name)
+    return [
+        f"![{name}: {described}]({name}.webp)",
+        "",
+        *_wrapped(
+            f"`{spec}` alone changed the pixels of a blurred photograph, with no network between: whatever is in the "
+            "picture, this loss has put there or could not see. The gradient is white where it pulls hardest. The bars "
+            "are its values for eight distortions of equal PSNR over the mean of their sizes: at the line, 1, it makes "
+            "of one as much as of them on the whole (l2 has 1 everywhere), 0 is unseen, below 0 is rewarded. Made by "
+            "`veridical probe --losses all --steps 100 --cards docs/losses`."
+        ),
+        "",
+        *_wrapped(more),
+    ]
+
+
+def _facts(facts: Mapping[str, str]) -> list[str]:
+    return [
+        line
+        for label, text in facts.items()
+        if text
+        for line in _wrapped(f"- **{label}**: {_in_docs(_escaped(text))}", hang="  ")
+    ]
+
+
+def _in_docs(text: str) -> str:
+    """Places of the repository as links from docs/losses/."""
+    text = re.sub(r"docs/([\w-]+)\.md", r"[\1](../\1.md)", text)
+    return re.sub(r"docs/evidence\b", "[what the losses see](../evidence/README.md)", text)
 
 
 def _default(parameter: inspect.Parameter) -> str:
