@@ -1,8 +1,11 @@
 """The blocks of code of a page of docs, run in their order.
 
-sh: commands of ours, in this process; others are left out. python: run with the names of the blocks before it; one whose
-first line names a file (`# edges.py`), and a toml of the kind, is written there. `<!-- not run: why -->` before a block
-leaves it out; `<!-- fails -->` says that it ends with an error, which the text block after it quotes.
+sh: commands of ours, in this process; others are left out. python: run with the names of the blocks before; one whose
+first line names a file (`# edges.py`), and a toml of the kind, is written there.
+
+Comments just before a block: `<!-- not run: why -->` leaves it out; `<!-- needs alexnet -->`: where its weights are
+not at hand, too; `<!-- fails -->`: it ends with an error;
+`<!-- printed -->`: a text block that the command before it prints to the letter.
 """
 
 import re
@@ -55,6 +58,8 @@ def run_page(page: str, section: str | None = None) -> dict[str, Any]:
             continue
         file = re.match(r"# (\S+\.\w+)\n", block.code)
         if block.mark.startswith("<!-- not run: "):
+            continue
+        if block.mark == "<!-- needs alexnet -->" and not available("alexnet"):
             continue
         if block.language in ("python", "toml") and file:
             Path(file[1]).write_text(block.code, encoding="utf-8")
