@@ -25,8 +25,8 @@ Find = Callable[[str], Mapping[str, Tensor]]  # a network's name -> its convolut
 NAMES = ("vgg16", "vgg19", "alexnet", "squeezenet1_1")
 
 _SUBMODULES = (
-    "models", "models.inception", "models.feature_extraction", "transforms", "transforms.functional", "utils", "ops",
-    "ops.deform_conv",
+    "models", "models.inception", "models.feature_extraction", "models.vgg", "transforms", "transforms.functional",
+    "transforms.functional_tensor", "utils", "ops", "ops.deform_conv",
 )  # fmt: skip
 
 
