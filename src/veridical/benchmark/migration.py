@@ -77,7 +77,7 @@ class Measured:
 
 
 def migrate(
-    pairs: Sequence[Pair], data: str, only: Sequence[str] = (), *, take: int = 3,
+    pairs: Sequence[Pair], data: str, only: Sequence[str] = (), *, take: int = 2,
     progress: Progress = lambda *_: None,
 ) -> tuple[dict[str, Measured], dict[str, str]]:  # fmt: skip
     """Execute the calls of each peer's page on pairs of images.

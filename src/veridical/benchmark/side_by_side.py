@@ -42,8 +42,8 @@ def _loss(theirs: str, ours: str, within: float | None = None, why: str = "") ->
 
 
 def _network(theirs: str, ours: str, within: float | None = None, why: str = "", *, loss: bool = True) -> Row:
-    """A quarter of the px: a pretrained network takes long."""
-    return Row(theirs, ours, within, why, loss, px=256)
+    """Fewer px: a pretrained network takes long."""
+    return Row(theirs, ours, within, why, loss, px=192)
 
 
 SUM_OF_TV = "x[0, :, 1:].numel() * veridical.loss('tv')(x, y)"
@@ -110,7 +110,7 @@ PAGES: dict[str, Page] = {
                 "veridical.loss('dists')(x, y)",
                 why="shrinks to 256 px, where the authors' function does so only for its own files",
             ),
-            _network("piq.DISTS()(x, y)", "veridical.loss('dists')(x, y)", 1e-5, "images of 256 px"),
+            _network("piq.DISTS()(x, y)", "veridical.loss('dists')(x, y)", 1e-5, "images of at most 256 px"),
             _network(
                 "piq.ContentLoss()(x, y)",
                 "veridical.loss('256*vgg16(taps=relu3_3)')(x, y)",

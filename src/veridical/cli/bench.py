@@ -94,7 +94,7 @@ def bench_migration(
     images: Annotated[Path, typer.Argument(help="Degraded or restored photographs: a folder.")],
     reference: Annotated[Path, typer.Argument(help="Their references, matched by name.")],
     only: Annotated[str | None, typer.Option(help="Peers, separated by commas; all when left out.")] = None,
-    take: Annotated[int, typer.Option(help="So many pairs, evenly over all.")] = 3,
+    take: Annotated[int, typer.Option(help="So many pairs, evenly over all.")] = 2,
     out: Annotated[Path, typer.Option(help="The folder of the pages.")] = Path("docs/migration"),
 ) -> None:
     """Execute the calls of docs/migration, theirs and ours, and write what came out into each page.
