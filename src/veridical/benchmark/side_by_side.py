@@ -3,6 +3,7 @@
 x is the prediction and y the target, (N, 3, H, W) in [0, 1]. Where the numbers agree, the remark is empty.
 """
 
+import functools
 from dataclasses import dataclass
 
 
@@ -41,9 +42,14 @@ def _loss(theirs: str, ours: str, within: float | None = None, why: str = "") ->
     return Row(theirs, ours, within, why, loss=True)
 
 
-def _network(theirs: str, ours: str, within: float | None = None, why: str = "", *, loss: bool = True) -> Row:
+def _network(
+    theirs: str, ours: str, within: float | None = None, why: str = "", *, loss: bool = True, px: int = 192
+) -> Row:
     """Fewer px: a pretrained network takes long."""
-    return Row(theirs, ours, within, why, loss, px=192)
+    return Row(theirs, ours, within, why, loss, px)
+
+
+_deep = functools.partial(_network, px=96)
 
 
 SUM_OF_TV = "x[0, :, 1:].numel() * veridical.loss('tv')(x, y)"
@@ -104,20 +110,15 @@ PAGES: dict[str, Page] = {
             ),
             Row("piq.vif_p(x, y)", "veridical.metric('vif(variant=pixel)')(x, y)", 1e-3, "in float32"),
             Row("piq.brisque(x)", "veridical.metric('brisque')(x)", 1.0, "in float32"),
-            _network("piq.LPIPS()(x, y)", "veridical.loss('lpips(net=vgg)')(x, y)", 1e-6),
-            _loss(
-                "piq.DISTS()(x, y)",
-                "veridical.loss('dists')(x, y)",
-                why="shrinks to 256 px, where the authors' function does so only for its own files",
-            ),
-            _network("piq.DISTS()(x, y)", "veridical.loss('dists')(x, y)", 1e-5, "images of at most 256 px"),
-            _network(
+            _deep("piq.LPIPS()(x, y)", "veridical.loss('lpips(net=vgg)')(x, y)", 1e-6),
+            _deep("piq.DISTS()(x, y)", "veridical.loss('dists')(x, y)", 1e-5, "images of up to 256 px"),
+            _deep(
                 "piq.ContentLoss()(x, y)",
                 "veridical.loss('256*vgg16(taps=relu3_3)')(x, y)",
                 1e-1,
                 "adds up the 256 channels",
             ),
-            _network(
+            _deep(
                 "piq.StyleLoss()(x, y)",
                 "(x[0, 0].numel() / 16) ** 2 * veridical.loss('style(taps=relu3_3)')(x, y)",
                 why="its Gram matrices are not divided: a weight holds for one size of crop",
@@ -186,13 +187,13 @@ PAGES: dict[str, Page] = {
                 "counts the rounding errors of parts that are all white or black",
             ),
             Row("pyiqa.create_metric('brisque')(x)", "veridical.metric('brisque')(x)", 1.0, "in float32"),
-            _network("pyiqa.create_metric('lpips')(x, y)", "veridical.metric('lpips')(x, y)", 1e-6, loss=False),
-            _network(
+            _deep("pyiqa.create_metric('lpips')(x, y)", "veridical.metric('lpips')(x, y)", 1e-6, loss=False),
+            _deep(
                 "pyiqa.create_metric('lpips-vgg')(x, y)", "veridical.metric('lpips(net=vgg)')(x, y)", 1e-6, loss=False
             ),
-            _network("pyiqa.create_metric('dists')(x, y)", "veridical.metric('dists')(x, y)", 1e-5, loss=False),
-            _network("pyiqa.create_metric('lpips', as_loss=True)(x, y)", "veridical.loss('lpips')(x, y)", 1e-6),
-            _network("pyiqa.create_metric('dists', as_loss=True)(x, y)", "veridical.loss('dists')(x, y)", 1e-5),
+            _deep("pyiqa.create_metric('dists')(x, y)", "veridical.metric('dists')(x, y)", 1e-5, loss=False),
+            _deep("pyiqa.create_metric('lpips', as_loss=True)(x, y)", "veridical.loss('lpips')(x, y)", 1e-6),
+            _deep("pyiqa.create_metric('dists', as_loss=True)(x, y)", "veridical.loss('dists')(x, y)", 1e-5),
             _loss("1 - pyiqa.create_metric('ssimc', as_loss=True)(x, y)", "veridical.loss('ssim')(x, y)", 1e-4),
             _loss(
                 "pyiqa.create_metric('ssimc', as_loss=True)(x, y)",
@@ -307,16 +308,6 @@ PAGES: dict[str, Page] = {
                 1e-1,
                 "(1 - SSIM) / 2, with the border",
             ),
-            _network(
-                "kornia.losses.MS_SSIMLoss()(x, y)",
-                "veridical.loss('ms-ssim-l1')(x, y)",
-                why="five widths at full size in place of halved sizes, alpha = 0.025, and everything times 200",
-            ),
-            _network(
-                "kornia.losses.MS_SSIMLoss()(x, y)",
-                "veridical.loss('200*ms-ssim-l1(alpha=0.025)')(x, y)",
-                why="the same alpha and factor: what is left is the five widths and the Gaussian on L1",
-            ),
             _loss(
                 "kornia.losses.psnr_loss(x, y, 1.0)",
                 "veridical.loss('psnr')(x, y)",
@@ -359,30 +350,30 @@ PAGES: dict[str, Page] = {
                 "as above: 1e-6 there is 1e-3 here, the width of MPRNet and others",
             ),
             _loss("WeightedTVLoss()(x)", "veridical.loss('tv')(x, y)", why=TV_CONSTANT),
-            _network(
+            _deep(
                 "PerceptualLoss({'relu3_3': 1.0}, vgg_type='vgg16')(x, y)[0]",
                 "veridical.loss('vgg16(taps=relu3_3, distance=l1)')(x, y)",
                 1e-4,
             ),
-            _network(
+            _deep(
                 "PerceptualLoss({'conv5_4': 1.0})(x, y)[0]",
                 "veridical.loss('vgg19(taps=conv5_4, distance=l1)')(x, y)",
                 1e-4,
                 "ESRGAN's",
             ),
-            _network(
+            _deep(
                 "PerceptualLoss({'conv1_2': 0.1, 'conv2_2': 0.1, 'conv3_4': 1, 'conv4_4': 1, 'conv5_4': 1})(x, y)[0]",
                 "veridical.loss('vgg19', taps=['conv1_2', 'conv2_2', 'conv3_4', 'conv4_4', 'conv5_4'], "
                 "tap_weights=[0.1, 0.1, 1, 1, 1], distance='l1')(x, y)",
                 1e-3,
                 "Real-ESRGAN's",
             ),
-            _network(
+            _deep(
                 "PerceptualLoss({'relu3_3': 1.0}, vgg_type='vgg16', perceptual_weight=0, style_weight=1.0)(x, y)[1]",
                 "veridical.loss('style(taps=relu3_3)')(x, y)",
                 why="the mean of |difference| over the Gram matrix; ours is the sum of squares (Johnson et al.)",
             ),
-            _network(
+            _deep(
                 "PerceptualLoss({'relu3_3': 1.0}, vgg_type='vgg16', criterion='l2')(x, y)[0]",
                 "veridical.loss('vgg16(taps=relu3_3)')(x, y)",
             ),
