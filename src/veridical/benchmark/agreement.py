@@ -96,7 +96,7 @@ def _of_case(
     ours: list[float] = []
     theirs: dict[str, list[float]] = {name: [] for name in calls}
     for pair in pairs:
-        prediction, target = _read(pair)
+        prediction, target = read_pair(pair)
         ours.append(float(mine(prediction, target)))
         for name in list(calls):
             try:
@@ -126,7 +126,8 @@ def _row(
     )
 
 
-def _read(pair: Pair) -> tuple[Tensor, Tensor]:
+def read_pair(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Prediction and target, (1, C, H, W) each."""
     assert pair.reference is not None
     prediction, target = (read_image(path).pixels[None] for path in (pair.image, pair.reference))
     return prediction, target

@@ -62,7 +62,7 @@ def build(peer: Peer, supply: Supply, device: torch.device) -> Call:
     with torch.device(device):
         if not peer.package:
             return peer.build(supply)
-        with trunks(supply.tensors), _published(supply), warnings.catch_warnings():
+        with trunks(supply.tensors), published(supply), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return peer.build(supply)
 
@@ -74,14 +74,14 @@ def why(error: BaseException) -> str:
 
 
 @contextmanager
-def _published(supply: Supply) -> Iterator[None]:
+def published(supply: Supply) -> Iterator[None]:
     """Inside, what the peers would fetch from the web when they are built comes from our copies of the same files."""
 
     def load(url: str, *_: object, **__: object) -> Any:
         if "PieAPP" in url:
             return dict(supply.tensors("pieapp"))
         if "dists" in url:
-            return dict(zip(("alpha", "beta"), _dists_weights(), strict=True))
+            return dict(zip(("alpha", "beta"), dists_as_published(), strict=True))
         net = re.search(r"v0\.1/(alex|vgg|squeeze)\.pth", url)
         layers = [weight[None, :, None, None] for weight in linear_weights(net[1] if net else "vgg")]
         return {f"lin{k}.model.1.weight": layer for k, layer in enumerate(layers)} if net else layers
@@ -94,7 +94,7 @@ def _published(supply: Supply) -> Iterator[None]:
         torch.hub.load_state_dict_from_url = before
 
 
-def _dists_weights() -> tuple[Tensor, Tensor]:
+def dists_as_published() -> tuple[Tensor, Tensor]:
     """DISTS's alpha and beta, (1, 1475, 1, 1) each."""
     alpha, beta = (torch.cat(parts).view(1, -1, 1, 1) for parts in zip(*dists_weights(), strict=True))
     return alpha, beta
@@ -331,7 +331,7 @@ def dists_of(package: str) -> Build:
             network = importlib.import_module("torchmetrics.functional.image.dists").DISTSNetwork(load_weights=False)
         else:
             network = importlib.import_module("DISTS_pytorch").DISTS(load_weights=False)
-        for parameter, weight in zip((network.alpha, network.beta), _dists_weights(), strict=True):
+        for parameter, weight in zip((network.alpha, network.beta), dists_as_published(), strict=True):
             parameter.data.copy_(weight)
         network = _frozen(network)
         if package == "pyiqa":

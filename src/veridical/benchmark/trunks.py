@@ -25,8 +25,8 @@ Find = Callable[[str], Mapping[str, Tensor]]  # a network's name -> its convolut
 NAMES = ("vgg16", "vgg19", "alexnet", "squeezenet1_1")
 
 _SUBMODULES = (
-    "models", "models.inception", "models.feature_extraction", "transforms", "transforms.functional", "utils", "ops",
-    "ops.deform_conv",
+    "models", "models.inception", "models.feature_extraction", "models.vgg", "transforms", "transforms.functional",
+    "transforms.functional_tensor", "utils", "ops", "ops.deform_conv",
 )  # fmt: skip
 
 
@@ -155,16 +155,19 @@ def trunks(find: Find) -> Iterator[bool]:
         sys.modules.update(added)
         _look_again()
         models = added["torchvision.models"]
-    before = {name: models.__dict__[name] for name in NAMES if name in models.__dict__}
-    for name in NAMES:
-        setattr(models, name, _trunk(name))
+    # basicsr takes them from the file of the VGGs.
+    places = (models, importlib.import_module("torchvision.models.vgg"))
+    before = [(place, name, place.__dict__[name]) for place in places for name in NAMES if name in place.__dict__]
+    for place in places:
+        for name in NAMES:
+            setattr(place, name, _trunk(name))
     _finding.append(find)
     try:
         yield not added
     finally:
         _finding.pop()
-        for name, function in before.items():
-            setattr(models, name, function)
+        for place, name, function in before:
+            setattr(place, name, function)
         for name in added:
             sys.modules.pop(name, None)
         _look_again()

@@ -86,3 +86,33 @@ def bench_metrics(
     if markdown is not None:
         atomic_write(markdown, agreement.markdown(found).encode())
         say(f"table: {markdown}")
+
+
+@bench_app.command("migration")
+@guarded
+def bench_migration(
+    images: Annotated[Path, typer.Argument(help="Degraded or restored photographs: a folder.")],
+    reference: Annotated[Path, typer.Argument(help="Their references, matched by name.")],
+    only: Annotated[str | None, typer.Option(help="Peers, separated by commas; all when left out.")] = None,
+    take: Annotated[int, typer.Option(help="So many pairs, evenly over all.")] = 2,
+    out: Annotated[Path, typer.Option(help="The folder of the pages.")] = Path("docs/migration"),
+) -> None:
+    """Execute the calls of docs/migration, theirs and ours, and write what came out into each page.
+
+    Peers that are not installed, or cannot be imported, are named, and their pages stay as they are.
+    """
+    from veridical.benchmark import migration
+    from veridical.comparison.score import pairs_of
+
+    pairs = pairs_of(images, reference)
+    with counter("executing") as advance:
+        found, absent = migration.migrate(
+            pairs, f"{images.parent.name}/{images.name}", split_list(only, "peers") if only else (),
+            take=take, progress=advance,
+        )  # fmt: skip
+    for name, measured in found.items():
+        say(f"{name}: {migration.write(measured, out, name)}")
+        for text, why in measured.missing.items():
+            complain(f"{name}: not measured: {text}: {why}")
+    for name, why in absent.items():
+        complain(f"left out: {name}: {why}")
