@@ -100,6 +100,7 @@ USED_AS = {
     "hinge-gan": "l1 + 0.01*hinge-gan(discriminator=patch)",
     "lsgan": "l1 + 0.01*lsgan(discriminator=patch)",
     "tv": "l1 + 0.01*tv",
+    "feature": "l1 + auto*feature(features=random, distance=wasserstein)",
     "sharpness-q": "l1 + 0.01*sharpness-q",
 }
 """A spec to begin with, of the losses that are not used alone or not without an option."""
