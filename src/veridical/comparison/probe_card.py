@@ -22,6 +22,7 @@ MOST_BYTES = 25_000
 
 _GAP_PX = 6
 _LINE_PX = 18
+_LEAST_PX = 300  # the width that bars need, beside small pictures
 _NAMES_PX = 78  # the column of the distortions' names
 _TEXT = (128, 128, 128, 255)  # on nothing: it stands on light and on dark pages
 _SEEN, _REWARDED = (70, 130, 200, 255), (215, 120, 45, 255)
@@ -67,7 +68,7 @@ def _card(folder: Path, about: Mapping[str, Any], one: Mapping[str, Any]) -> Ima
     shares = relative(one["responses"], middle(dict(about)))
     step = size + _GAP_PX
     top = 2 * (step + _LINE_PX)
-    card = Image.new("RGBA", (step + size, top + _LINE_PX * (len(shares) + 1)))
+    card = Image.new("RGBA", (max(step + size, _LEAST_PX), top + _LINE_PX * (len(shares) + 1)))
     draw = ImageDraw.Draw(card)
     font = ImageFont.load_default(size=13)
     for number, (label, path) in enumerate(tiles):
