@@ -153,6 +153,7 @@ def agree(run: Run, table: PaperTable, *, draws: int = DRAWS, seed: int = 0) -> 
     place = {}  # of the paper's row -> what the run calls it
     for k, names in enumerate(table.names):
         found = [name for name in values.losses if called.get(name, {name}) & set(names)]
+        found.sort(key=lambda name: name not in names)  # by name before by spec: "init" has the spec of its own loss
         if found:
             place[k] = found[0]
     ours = {table.names[k][0]: name for k, name in place.items()}

@@ -38,7 +38,7 @@ RECIPES = (
     "pdl-table-1",
     "pdl-table-3",
 )
-BUDGET_S = 120.0
+BUDGET_S = 40.0
 """Of training, for each loss of equal-cost."""
 STEPS = 9
 GRACE_S = 120
