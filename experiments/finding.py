@@ -29,7 +29,7 @@ ALONE = "l1 alone"
 PLACE = re.compile(r"^<!-- (?P<kind>grid|equal): (?P<task>\S+) -->$")
 END = "<!-- end -->"
 BETTER, WORSE = (11, 107, 184), (200, 64, 26)
-DEGRADED = "degraded input"
+DEGRADED = "input"  # as rows call it
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, pictur
         )
     for name, cost in ((ALONE, "1"), (DEGRADED, "–")):
         if name in lpips:
-            lines.append(f"| *{name}* | {lpips[name].mean():.3f} | – | {psnr[name].mean():.2f} | – | {cost} |")
+            label = "degraded input" if name == DEGRADED else name
+            lines.append(f"| *{label}* | {lpips[name].mean():.3f} | – | {psnr[name].mean():.2f} | – | {cost} |")
     return lines
 
 

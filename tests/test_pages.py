@@ -34,8 +34,10 @@ PAGES = (
 
 
 def commands(page: str) -> list[str]:
-    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [
+        line for language, block in fences if language in ("", "sh") for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [line for line in lines if line.startswith("veridical ") and "..." not in line]
 
 
