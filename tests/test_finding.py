@@ -1,0 +1,81 @@
+"""The page of the grid: what it says of rows whose answer is known."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments import finding, reproduce
+
+
+def rows() -> pl.DataFrame:
+    """24 images; beside L1 alone every pair has 0.01 more LPIPS, but pixels x l2, which has 0.1 less."""
+    noise = np.random.default_rng(0).normal(0, 0.001, (26, 24))
+    names = [f"{features} x {distance}" for features in finding.FEATURES for distance in finding.DISTANCES]
+    lpips = dict.fromkeys(names, 0.31) | {"pixels x l2": 0.2, finding.ALONE: 0.3}
+    found = [
+        (f"{image:02}", name, 0, metric, value + noise[k, image])
+        for k, (name, level) in enumerate(lpips.items())
+        for image in range(24)
+        for metric, value in (("lpips", level), ("psnr", 24.0))
+    ]
+    return pl.DataFrame(found, schema=["image", "loss", "seed", "metric", "value"], orient="row")
+
+
+def test_a_cell_has_its_lead_over_l1_alone_with_an_interval():
+    cell = finding.cells(rows())["pixels x l2"]
+    assert cell.lead[0] == pytest.approx(0.1, abs=0.001)
+    assert cell.lead[1] < cell.lead[0] < cell.lead[2]
+    assert cell.supported
+    assert finding.cells(rows())["vgg16 x l1"].lead[0] == pytest.approx(-0.01, abs=0.001)
+
+
+def test_a_cell_like_l1_alone_is_not_supported():
+    alone = finding.by_image(rows(), "lpips")[finding.ALONE]
+    shifted = alone + np.tile([0.001, -0.001], 12)
+    values = dict(zip([f"{k:02}" for k in range(24)], shifted, strict=True))
+    changed = rows().with_columns(
+        pl.when((pl.col("loss") == "pixels x l1") & (pl.col("metric") == "lpips"))
+        .then(pl.col("image").replace_strict(values))
+        .otherwise(pl.col("value"))
+        .alias("value")
+    )
+    assert not finding.cells(changed)["pixels x l1"].supported
+
+
+def test_the_map_frames_the_best_and_says_what_a_step_costs():
+    svg = finding.heat_map(rows(), {finding.ALONE: 0.1, "pixels x l2": 0.25}, "deblur")
+    assert svg.count('stroke="#17191c" stroke-width="3"') == 1
+    assert "2.5×" in svg
+    assert "the lowest LPIPS, 0.200" in svg
+
+
+def test_a_place_without_a_run_stays_as_it_is(tmp_path):
+    page = "before\n<!-- grid: deblur -->\nkept\n<!-- end -->\n<!-- equal: deblur -->\n<!-- end -->\nafter"
+    filled, missing = finding.fill(page, tmp_path, tmp_path / "page.md")
+    assert filled == page
+    assert missing == ["grid deblur", "equal deblur"]
+
+
+def test_each_loss_of_equal_cost_makes_the_steps_that_fit_its_budget(tmp_path):
+    folder = tmp_path / "equal-cost-jpeg"
+    folder.mkdir()
+    text = (reproduce.HERE / "equal-steps.toml").read_text().replace("TASK", "jpeg")
+    (folder / "recipe.toml").write_text(text)
+    (folder / "costs.json").write_text(json.dumps({"l1": 0.1, "mdf": 2.0}))
+    arguments = type(
+        "Arguments", (), {"out": str(tmp_path), "set": [], "train": "t", "evaluate": "e", "scale": "small"}
+    )
+    commands = reproduce.commands("equal-cost:jpeg", arguments)
+    steps = [command[command.index("--steps") + 1] for command in commands]
+    assert steps == [str(round(reproduce.BUDGET_S / 0.1)), str(round(reproduce.BUDGET_S / 2))]
+
+
+def test_the_grids_recipe_has_a_cell_for_every_pair(tmp_path):
+    from veridical.training.recipe import load_recipe
+
+    file = tmp_path / "grid.toml"
+    file.write_text((reproduce.HERE / "grid.toml").read_text().replace("TASK", "jpeg").replace("RUNS", "runs"))
+    names = {f"{features} x {distance}" for features in finding.FEATURES for distance in finding.DISTANCES}
+    assert set(load_recipe(file).losses) == names | {finding.ALONE}
