@@ -221,7 +221,7 @@ PAGES: dict[str, Page] = {
         "import torch\n"
         "import torchmetrics.image\n"
         "from torchmetrics.functional import image as tm\n"
-        "import veridical\n"
+        "import veridical\n\n"
         "luma = lambda image: (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)",
         (
             Row(
@@ -342,7 +342,7 @@ PAGES: dict[str, Page] = {
         "from basicsr.losses.basic_loss import CharbonnierLoss, L1Loss, MSELoss, PerceptualLoss, WeightedTVLoss\n"
         "from basicsr.metrics.niqe import calculate_niqe\n"
         "from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_psnr_pt, calculate_ssim, calculate_ssim_pt\n"
-        "import veridical\n"
+        "import veridical\n\n"
         "image = lambda t: (t[0].permute(1, 2, 0).flip(-1) * 255).round().numpy()  # (H, W, BGR), 0 to 255",
         (
             _loss("L1Loss()(x, y)", "veridical.loss('l1')(x, y)", 1e-6),
