@@ -51,6 +51,11 @@ class Features(nn.Module):
                 raise unknown(f"tap of {type(self).__name__}", tap, self.available)
         self.taps = tuple(t for t in self.available if t in {*self.taps, *taps})
 
+    def take_taps(self, taps: Iterable[str]) -> None:
+        """Return the maps at `taps` alone. An unknown tap is an error that suggests the nearest."""
+        self.taps = ()
+        self.add_taps(taps)
+
     @property
     def min_size(self) -> int:
         """The least height and width, in px, that leaves something at the deepest tap."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from veridical.core.catalog import lookup
 from veridical.core.errors import BadOption
-from veridical.distances import DISTANCES, Contextual, Distance, FeatureDistance
+from veridical.distances import DISTANCES, LPIPS_NETWORKS, Contextual, Distance, FeatureDistance
 from veridical.features import Features, FrozenNetwork, StochasticNetwork
 from veridical.features.adapter import AdaptedFeatures, Adapter
 from veridical.features.mdf import MDFNetwork
@@ -13,13 +13,9 @@ from veridical.features.pixels import Pixels
 from veridical.losses.base import FeatureLoss
 from veridical.losses.clip import tfmlc_needs
 from veridical.losses.mdf import mdf_needs
+from veridical.losses.perceptual import VGG16_TAPS, VGG19_TAPS
 
-NETWORKS: dict[str, tuple[str, ...]] = {
-    "vgg16": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
-    "vgg19": ("relu1_2", "relu2_2", "relu3_4", "relu4_4"),
-    "alexnet": ("relu1", "relu2", "relu3", "relu4", "relu5"),
-    "squeezenet1_1": ("relu1", "fire3", "fire5", "fire7", "fire9"),
-}
+NETWORKS: dict[str, tuple[str, ...]] = {**dict(LPIPS_NETWORKS.values()), "vgg16": VGG16_TAPS, "vgg19": VGG19_TAPS}
 """Pretrained networks -> the taps that are looked at unless others are named."""
 
 
@@ -78,8 +74,7 @@ def feature(
     kind = lookup(DISTANCES, distance, "distance")
     taps = (taps,) if isinstance(taps, str) else tuple(taps)
     if taps:
-        seen.taps = ()
-        seen.add_taps(taps)
+        seen.take_taps(taps)
 
     def make() -> Distance:
         return Contextual(max_positions=max_positions, seed=seed) if kind is Contextual else kind()

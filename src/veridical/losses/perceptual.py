@@ -12,6 +12,10 @@ from veridical.features import FrozenNetwork
 from veridical.features.networks import PLANS
 from veridical.losses.base import FeatureLoss
 
+VGG16_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+VGG19_TAPS = ("relu1_2", "relu2_2", "relu3_4", "relu4_4")
+"""The last ReLU of the first four blocks: those of Johnson et al."""
+
 
 def network_loss(
     network: str,
@@ -48,7 +52,7 @@ def network_needs(network: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]
 
 def vgg16(
     *,
-    taps: Sequence[str] | str = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+    taps: Sequence[str] | str = VGG16_TAPS,
     tap_weights: Sequence[float] | None = None,
     distance: str = "l2",
     normalisation: str = "imagenet",
@@ -76,7 +80,7 @@ def vgg16(
 
 def vgg19(
     *,
-    taps: Sequence[str] | str = ("relu1_2", "relu2_2", "relu3_4", "relu4_4"),
+    taps: Sequence[str] | str = VGG19_TAPS,
     tap_weights: Sequence[float] | None = None,
     distance: str = "l2",
     normalisation: str = "imagenet",

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from veridical.distances import Gram
 from veridical.losses.base import FeatureLoss
-from veridical.losses.perceptual import network_loss
+from veridical.losses.perceptual import VGG16_TAPS, network_loss
 
 
 def style(
     *,
     network: str = "vgg16",
-    taps: Sequence[str] | str = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+    taps: Sequence[str] | str = VGG16_TAPS,
     tap_weights: Sequence[float] | None = None,
     normalisation: str = "imagenet",
     clamp: bool = False,
