@@ -36,8 +36,12 @@ class Block(NamedTuple):
 
 def blocks(page: str) -> Iterator[Block]:
     """The fenced blocks of docs/PAGE.md."""
+    return blocks_of(PAGES / f"{page}.md")
+
+
+def blocks_of(file: Path) -> Iterator[Block]:
     section = before = ""
-    tokens = MarkdownIt().parse((PAGES / f"{page}.md").read_text(encoding="utf-8"))
+    tokens = MarkdownIt().parse(file.read_text(encoding="utf-8"))
     for last, token in zip([None, *tokens], tokens, strict=False):
         if last is not None and last.type == "heading_open":
             section = token.content

@@ -9,6 +9,7 @@ import torch
 import typer
 
 import veridical
+from tests.pages import blocks_of, lines
 from veridical.cli import app
 from veridical.core.catalog import parse
 from veridical.degradations import degradation
@@ -22,6 +23,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/start.md",
+    "docs/choosing.md",
     "docs/adapter.md",
     "docs/deconvolution.md",
     "docs/fine-tuning.md",
@@ -34,11 +36,8 @@ PAGES = (
 
 
 def commands(page: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [
-        line for language, block in fences if language in ("", "sh") for line in block.replace("\\\n", " ").splitlines()
-    ]
-    return [line for line in lines if line.startswith("veridical ") and "..." not in line]
+    shell = [block.code for block in blocks_of(ROOT / page) if block.language in ("", "sh")]
+    return [line for code in shell for line in lines(code) if "..." not in line]
 
 
 LINES = [(page, line) for page in PAGES for line in commands(page)]

@@ -256,6 +256,7 @@ def test_the_sdist_holds_what_belongs_and_builds_the_same_wheel(built, tmp_path)
         "src",
         "tests",
         "docs",
+        "experiments",
         "requirements",
         "constraints.txt",
         "Makefile",
