@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from experiments.places import bounds, number
 from veridical.comparison.run import Run, read_run
 from veridical.comparison.statistics import INPUT, Column, Interval, Values, against_the_rest
 from veridical.comparison.wording import decimals, over
@@ -256,10 +257,10 @@ def markdown(run: Run, found: Agreement) -> str:
         "|---|---|---|---|",
     ]
     for order in found.orders:
-        spread = _bounds(order.spearman, 2)
+        spearman_said = number(order.spearman.value, 2) + bounds(order.spearman, 2)
         lines.append(
             f"| {order.column.label} | {order.same} of {order.pairs} | {order.supported}, {order.against} | "
-            f"{_minus(f'{order.spearman.value:.2f}')}{spread} |"
+            f"{spearman_said} |"
         )
     if found.claims:
         lines += ["", "| the paper's claim | lead here, positive as claimed | |", "|---|---|---|"]
@@ -267,7 +268,7 @@ def markdown(run: Run, found: Agreement) -> str:
         k = values.columns.index(judged.column)
         places = decimals(judged.column, [float(each) for each in values.cube[..., k].mean(axis=1)])
         unit = f" {judged.column.unit}" if judged.column.unit else ""
-        lead = f"{_minus(f'{judged.lead.value:+.{places}f}')}{unit}{_bounds(judged.lead, places, sign='+')}"
+        lead = f"{number(judged.lead.value, places, '+')}{unit}{bounds(judged.lead, places, '+')}"
         which = ""
         if sum(judged.counts) > 1:
             holds, still, fails = judged.counts
@@ -283,17 +284,6 @@ def markdown(run: Run, found: Agreement) -> str:
     if found.unjudged:
         lines += ["", f"Not judged, as rows or metrics are missing: {'; '.join(found.unjudged)}."]
     return "\n".join(lines) + "\n"
-
-
-def _bounds(interval: Interval, places: int, sign: str = "") -> str:
-    if interval.low is None or interval.high is None:
-        return " (no interval)"
-    low, high = (_minus(f"{each:{sign}.{places}f}") for each in (interval.low, interval.high))
-    return f" ({low} to {high})"
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
 
 
 def _code(name: str) -> str:

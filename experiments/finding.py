@@ -1,7 +1,8 @@
 """The grid features x distances, and equal steps beside equal cost, into a page: heat maps and tables.
 
-    python -m experiments.finding RUNS docs/finding.md            # fills what RUNS has, writes docs/finding/TASK.svg
-    python -m experiments.finding RUNS docs/finding.md --costs RUNS/grid-deblur.toml  # also measures costs.json
+    python -m experiments.finding RUNS docs/finding.md     # fills what RUNS has, writes docs/finding/TASK.svg
+    veridical estimate RUNS/grid-deblur.toml --data PHOTOGRAPHS --evaluate CROPS --rounds 9 --out RUNS/estimate
+    python -m experiments.finding RUNS docs/finding.md --costs RUNS/estimate/estimate.json     # and its costs of a step
 
 The page says <!-- grid: TASK --> or <!-- equal: TASK -->, and further down <!-- end -->; between them stands what came
 out of grid-TASK, or of equal-steps-TASK and equal-cost-TASK (experiments/reproduce.py). What has no run stays.
@@ -10,38 +11,39 @@ out of grid-TASK, or of equal-steps-TASK and equal-cost-TASK (experiments/reprod
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from experiments.reproduce import seconds_per_step
+from experiments.places import bounds, fill_places, number
+from experiments.reproduce import ESTIMATE
+from veridical.comparison.estimate import read_measured
 from veridical.comparison.run import read_rows
-from veridical.comparison.statistics import holm, paired_p, t_interval, wilcoxon_p
+from veridical.comparison.statistics import INPUT, Interval, holm, paired_p, t_interval, wilcoxon_p
 from veridical.core.files import atomic_write
 
 FEATURES = ("pixels", "vgg16", "random", "mdf", "adapter")
 DISTANCES = ("l1", "l2", "wasserstein", "contextual", "unit-l2")
 ALONE = "l1 alone"
 PLACE = re.compile(r"^<!-- (?P<kind>grid|equal): (?P<task>\S+) -->$")
-END = "<!-- end -->"
 BETTER, WORSE = (11, 107, 184), (200, 64, 26)
-DEGRADED = "input"  # as rows call it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair beside L1 alone. lpips, psnr: means over the images. lead: by how much LPIPS is lower than with L1
-    alone, with its 95 % interval over images. p: Holm-corrected over the grid, the larger of the paired t-test's and
-    Wilcoxon's, for the sign that the lead has."""
+    """One pair beside L1 alone. lpips, psnr: means over the images. change, psnr_change: less those of L1 alone, with
+    95 % intervals over images. p: that LPIPS changes at all, two-sided: the larger of the paired t-test's and
+    Wilcoxon's, each Holm-corrected over the grid."""
 
     lpips: float
     psnr: float
-    lead: tuple[float, float, float]
-    psnr_lead: tuple[float, float, float]
+    change: Interval
+    psnr_change: Interval
     p: float
 
     @property
@@ -58,35 +60,31 @@ def by_image(rows: pl.DataFrame, metric: str) -> dict[str, np.ndarray]:
 def cells(rows: pl.DataFrame) -> dict[str, Cell]:
     """Every loss of a run beside L1 alone."""
     lpips, psnr = by_image(rows, "lpips"), by_image(rows, "psnr")
-    names = [name for name in lpips if name not in (ALONE, DEGRADED)]
-    leads = {name: lpips[ALONE] - lpips[name] for name in names}
-    signs = {name: np.sign(lead.mean()) or 1.0 for name, lead in leads.items()}
-    by_t = holm([paired_p(signs[name] * leads[name], np.zeros_like(leads[name])) for name in names])
-    by_rank = holm([wilcoxon_p(signs[name] * leads[name]) for name in names])
-    found = {}
-    for name, *both in zip(names, by_t, by_rank, strict=True):
-        p = 1.0 if None in both else max(each for each in both if each is not None)
-        found[name] = Cell(
+    changes = {name: values - lpips[ALONE] for name, values in lpips.items() if name not in (ALONE, INPUT)}
+    by_t = holm([two_sided(lambda each: paired_p(each, np.zeros_like(each)), change) for change in changes.values()])
+    by_rank = holm([two_sided(wilcoxon_p, change) for change in changes.values()])
+    return {
+        name: Cell(
             float(lpips[name].mean()),
             float(psnr[name].mean()),
-            _ends(leads[name]),
-            _ends(psnr[name] - psnr[ALONE]),
-            p,
+            t_interval(change),
+            t_interval(psnr[name] - psnr[ALONE]),
+            1.0 if t is None or rank is None else max(t, rank),
         )
-    return found
+        for (name, change), t, rank in zip(changes.items(), by_t, by_rank, strict=True)
+    }
 
 
-def _ends(differences: np.ndarray) -> tuple[float, float, float]:
-    interval = t_interval(differences)
-    low = interval.value if interval.low is None else interval.low
-    high = interval.value if interval.high is None else interval.high
-    return interval.value, low, high
+def two_sided(test: Callable[[np.ndarray], float | None], differences: np.ndarray) -> float | None:
+    """The p of a test for a mean above 0, for one on either side: which side is not known beforehand."""
+    sides = test(differences), test(-differences)
+    return None if None in sides else min(1.0, 2 * min(side for side in sides if side is not None))
 
 
 def heat_map(rows: pl.DataFrame, costs: Mapping[str, float], task: str) -> str:
     """The grid as SVG: colour and first line are LPIPS beside L1 alone, then PSNR beside it, then a step's cost."""
     found, alone = cells(rows), by_image(rows, "lpips")[ALONE].mean()
-    widest = max(abs(cell.lead[0]) for cell in found.values())
+    widest = max(abs(cell.change.value) for cell in found.values())
     best = min(found, key=lambda name: found[name].lpips)
     left, top, width, height = 92, 76, 132, 74
     total = (left + len(DISTANCES) * width + 12, top + len(FEATURES) * height + 40)
@@ -113,9 +111,9 @@ def heat_map(rows: pl.DataFrame, costs: Mapping[str, float], task: str) -> str:
             if cell is None:
                 parts.append(f'<text class="m" x="{x + width / 2}" y="{y + height / 2}" fill="#5f6670">failed</text>')
                 continue
-            share = min(1.0, abs(cell.lead[0]) / widest)
+            share = abs(cell.change.value) / widest
             red, green, blue = (
-                round(255 + share * 0.85 * (part - 255)) for part in (BETTER if cell.lead[0] > 0 else WORSE)
+                round(255 + share * 0.85 * (part - 255)) for part in (BETTER if cell.change.value < 0 else WORSE)
             )
             ink = "#fff" if share > 0.55 else "#17191c"
             frame = ' stroke="#17191c" stroke-width="3"' if name == best else ' stroke="#fff"'
@@ -125,8 +123,8 @@ def heat_map(rows: pl.DataFrame, costs: Mapping[str, float], task: str) -> str:
             )
             dot = " ●" if cell.supported else ""
             lines = (
-                f"{_signed(-cell.lead[0], 3)}{dot}",
-                f"{_signed(cell.psnr_lead[0], 2)} dB",
+                f"{number(cell.change.value, 3, '+')}{dot}",
+                f"{number(cell.psnr_change.value, 2, '+')} dB",
                 f"{costs[name] / costs[ALONE]:.1f}×" if name in costs else "",
             )
             for line, text in enumerate(lines):
@@ -138,11 +136,7 @@ def heat_map(rows: pl.DataFrame, costs: Mapping[str, float], task: str) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, picture: str) -> list[str]:
+def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, picture: str) -> str:
     """The picture, and the grid's best and worst in a table."""
     found = cells(rows)
     psnr, lpips = by_image(rows, "psnr"), by_image(rows, "lpips")
@@ -153,112 +147,93 @@ def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, pictur
     for name in ranked:
         cell = found[name]
         cost = f"{costs[name] / costs[ALONE]:.1f}" if name in costs else "–"
-        change = _range(tuple(-each for each in cell.lead), 3)
         lines.append(
-            f"| {name.replace(' x ', ' × ')}{' ●' if cell.supported else ''} | {cell.lpips:.3f} | {change} "
-            f"| {cell.psnr:.2f} | {_range(cell.psnr_lead, 2)} | {cost} |"
+            f"| {name.replace(' x ', ' × ')}{' ●' if cell.supported else ''} | {cell.lpips:.3f} "
+            f"| {_said(cell.change, 3, '+')} | {cell.psnr:.2f} | {_said(cell.psnr_change, 2, '+')} | {cost} |"
         )
-    for name, cost in ((ALONE, "1"), (DEGRADED, "–")):
+    for name, cost in ((ALONE, "1"), (INPUT, "–")):
         if name in lpips:
-            label = "degraded input" if name == DEGRADED else name
+            label = "degraded input" if name == INPUT else name
             lines.append(f"| *{label}* | {lpips[name].mean():.3f} | – | {psnr[name].mean():.2f} | – | {cost} |")
-    return lines
+    return "\n".join(lines)
 
 
-def _range(ends: tuple[float, ...], digits: int) -> str:
-    mean, *both = ends
-    low, high = sorted(both)
-    return f"{_signed(mean, digits)} ({_signed(low, digits)} to {_signed(high, digits)})"
+def _said(interval: Interval, places: int, sign: str = "") -> str:
+    return f"{number(interval.value, places, sign)}{bounds(interval, places, sign)}"
 
 
-def equal_block(runs: Path, task: str) -> list[str] | None:
+class Result(NamedTuple):
+    """What a training came to, over the images."""
+
+    steps: int
+    psnr: float
+    lpips: Interval
+
+
+def result(run: Path, loss: str | None = None) -> Result:
+    """Of a loss of a run, or of its only one."""
+    rows = read_rows(run)
+    (name,) = [loss] if loss else set(rows["loss"]) - {INPUT}
+    steps = json.loads((run / "comparison.json").read_text(encoding="utf-8"))["steps"]
+    return Result(steps, float(by_image(rows, "psnr")[name].mean()), t_interval(by_image(rows, "lpips")[name]))
+
+
+def equal_block(runs: Path, task: str) -> str | None:
     """A row for each loss: after equal steps, and after equal time. None where a run is missing."""
     steps_run, cost_run = runs / f"equal-steps-{task}", runs / f"equal-cost-{task}"
-    if not (steps_run / "rows.parquet").exists() or not (cost_run / "costs.json").exists():
+    if not (cost_run / ESTIMATE).exists():
         return None
-    costs = json.loads((cost_run / "costs.json").read_text(encoding="utf-8"))
-    rows = read_rows(steps_run)
-    values: dict[str, list[tuple[float, ...]]] = {}
-    for k, name in enumerate(costs):
-        folder = cost_run / str(k)
-        if not (folder / "rows.parquet").exists():
-            return None
-        about = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-        own = read_rows(folder)
-        (loss,) = set(own["loss"]) - {DEGRADED}
-        values[name] = [
-            *(_ends(by_image(rows, metric)[name]) for metric in ("psnr", "lpips")),
-            *(_ends(by_image(own, metric)[loss]) for metric in ("psnr", "lpips")),
-            (about["steps"],),
-        ]
-    steps = json.loads((steps_run / "comparison.json").read_text(encoding="utf-8"))["steps"]
-    places = {k: sorted(values, key=lambda name: values[name][k][0]).index for k in (1, 3)}
+    costs = {each.name: each.seconds for each in read_measured(cost_run / ESTIMATE).steps}
+    own_runs = {name: cost_run / str(k) for k, name in enumerate(costs)}
+    if not all((run / "rows.parquet").exists() for run in (steps_run, *own_runs.values())):
+        return None
+    by_steps = {name: result(steps_run, name) for name in costs}
+    by_time = {name: result(run) for name, run in own_runs.items()}
+    first, second = (sorted(costs, key=lambda name: found[name].lpips.value) for found in (by_steps, by_time))
     lines = [
-        f"| loss | step × | {steps} steps: PSNR dB ↑ | LPIPS ↓ | place "
+        f"| loss | step × | {by_steps[first[0]].steps} steps: PSNR dB ↑ | LPIPS ↓ | place "
         "| equal time: steps | PSNR dB ↑ | LPIPS ↓ | place |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in sorted(values, key=lambda name: values[name][3][0]):
-        psnr, lpips, own_psnr, own_lpips, (count,) = values[name]
-        shown = "`" + name + "`"
+    for place, name in enumerate(second, start=1):
+        before, after = by_steps[name], by_time[name]
         lines.append(
-            f"| {shown} | {costs[name] / costs['l1']:.1f} | {psnr[0]:.2f} | {_plain(lpips)} | {places[1](name) + 1} "
-            f"| {count} | {own_psnr[0]:.2f} | {_plain(own_lpips)} | {places[3](name) + 1} |"
+            f"| `{name}` | {costs[name] / costs['l1']:.1f} | {before.psnr:.2f} | {_said(before.lpips, 3)} "
+            f"| {first.index(name) + 1} | {after.steps} | {after.psnr:.2f} | {_said(after.lpips, 3)} | {place} |"
         )
-    return lines
-
-
-def _plain(ends: tuple[float, ...]) -> str:
-    return f"{ends[0]:.3f} ({ends[1]:.3f} to {ends[2]:.3f})"
+    return "\n".join(lines)
 
 
 def fill(text: str, runs: Path, page: Path) -> tuple[str, list[str]]:
     """The page with what there is, and the places that stay as they were."""
-    folder, lines, missing = page.with_suffix(""), [], []
+    folder = page.with_suffix("")
     costs_file = folder / "costs.json"
     costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.exists() else {}
-    rest = iter(text.split("\n"))
-    for line in rest:
-        lines.append(line)
-        place = PLACE.match(line)
-        if place is None:
-            continue
-        before = []
-        for inside in rest:
-            if inside == END:
-                break
-            before.append(inside)
-        else:
-            raise SystemExit(f"{line} has no {END}")
-        kind, task = place["kind"], place["task"]
-        block = None
-        if kind == "equal":
-            block = equal_block(runs, task)
-        elif (runs / f"grid-{task}" / "rows.parquet").exists():
-            rows = read_rows(runs / f"grid-{task}")
-            picture = folder / f"{task}.svg"
-            picture.parent.mkdir(exist_ok=True)
-            atomic_write(picture, heat_map(rows, costs, task).encode())
-            block = grid_block(rows, costs, task, f"{folder.name}/{picture.name}")
-        if block is None:
-            missing.append(f"{kind} {task}")
-        lines += before if block is None else ["", *block, ""]
-        lines.append(END)
-    return "\n".join(lines), missing
+
+    def made(place: re.Match[str]) -> str | None:
+        task = place["task"]
+        if place["kind"] == "equal":
+            return equal_block(runs, task)
+        if not (runs / f"grid-{task}" / "rows.parquet").exists():
+            return None
+        rows = read_rows(runs / f"grid-{task}")
+        picture = folder / f"{task}.svg"
+        atomic_write(picture, heat_map(rows, costs, task).encode())
+        return grid_block(rows, costs, task, f"{folder.name}/{picture.name}")
+
+    filled = fill_places(text, PLACE, made)
+    return filled.text, [f"{place['kind']} {place['task']}" for place in filled.missing]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("page", type=Path)
-    parser.add_argument("--costs", metavar="RECIPE", type=Path, help="measure the steps of a grid's recipe first")
+    parser.add_argument("--costs", metavar="ESTIMATE", type=Path, help="the estimate.json of a grid's recipe")
     arguments = parser.parse_args()
-    folder = arguments.page.with_suffix("")
     if arguments.costs:
-        folder.mkdir(exist_ok=True)
-        (folder / "costs.json").write_text(
-            json.dumps(seconds_per_step(arguments.costs, []), indent=1), encoding="utf-8"
-        )
+        costs = {each.name: each.seconds for each in read_measured(arguments.costs).steps}
+        atomic_write(arguments.page.with_suffix("") / "costs.json", json.dumps(costs, indent=1).encode())
     filled, missing = fill(arguments.page.read_text(encoding="utf-8"), arguments.runs, arguments.page)
     atomic_write(arguments.page, filled.encode())
     print(f"left as they were: {', '.join(missing) or 'none'}")

@@ -1,8 +1,8 @@
 """Run the comparisons that docs/results.md and docs/finding.md are made of, in pieces, on whatever machine is at hand.
 
-    python experiments/reproduce.py --train PHOTOGRAPHS --evaluate CROPS --out runs --minutes 60
-    python experiments/reproduce.py --train PHOTOGRAPHS --evaluate TESTSET --scale full --only spl-table --minutes 55
-    python experiments/reproduce.py --list
+    python -m experiments.reproduce --train PHOTOGRAPHS --evaluate CROPS --out runs --minutes 60
+    python -m experiments.reproduce --train PHOTOGRAPHS --evaluate TESTSET --scale full --only spl-table --minutes 55
+    python -m experiments.reproduce --list
 
 When its minutes are over it stops the comparison that runs, as Ctrl-C would, which leaves a checkpoint; the same
 command goes on there, here or on another machine to which the folder of --out was copied. A folder that comes back
@@ -11,20 +11,15 @@ takes the place of the one that was sent: the rows of what is finished are in it
 """
 
 import argparse
-import json
 import signal
-import statistics
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-import veridical
-from veridical.losses import at_task
-from veridical.training.recipe import load_recipe
+from veridical.comparison.estimate import read_measured
 
 HERE = Path(__file__).parent
 TASKS = ("deblur", "denoise", "jpeg", "super-resolve")
@@ -40,13 +35,15 @@ RECIPES = (
 )
 BUDGET_S = 40.0
 """Of training, for each loss of equal-cost."""
-STEPS = 9
+ESTIMATE = Path("estimate", "estimate.json")
+"""In the folder of an equal-cost experiment: what its steps cost."""
 GRACE_S = 120
 """How long a comparison may take to finish its step and write a checkpoint."""
 
 
-def commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
-    """What `veridical` is told for one experiment, one command after the other."""
+def commands(name: str, arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """What `veridical` is told for one experiment, one command after the other: a later one may hang on what an
+    earlier one has found."""
     out, at = arguments.out, ["--data", arguments.train, "--evaluate", arguments.evaluate]
     more = [word for setting in arguments.set for word in ("--set", setting)]
     kind, _, task = name.partition(":")
@@ -54,9 +51,11 @@ def commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
         scale = [] if arguments.scale == "full" else ["--scale", "small"]
         if kind == "sharpness-table-1-2":
             more += ["--set", f"init={out}/sharpness-table-1-1/l1"]
-        return [["compare", kind, *scale, *at, *more, "--out", f"{out}/{kind}"]]
+        yield ["compare", kind, *scale, *at, *more, "--out", f"{out}/{kind}"]
+        return
     if kind == "equal-cost":
-        return equal_cost(task, at, more, arguments)
+        yield from equal_cost(task, at, more, arguments)
+        return
     run = f"{out}/{name.replace(':', '-')}"
     recipe = Path(f"{run}.toml")
     if not recipe.exists():  # what a run was begun by stays what it goes on by
@@ -64,53 +63,27 @@ def commands(name: str, arguments: argparse.Namespace) -> list[list[str]]:
         text = (HERE / f"{kind}.toml").read_text(encoding="utf-8")
         recipe.write_text(text.replace("TASK", task).replace("RUNS", str(out)), encoding="utf-8")
     adapter = f"{out}/adapter-{task}.safetensors"
-    learn = ["learn", "adapter", "--features", "vgg16", "--block", "relu3_3", "--task", task, "--data", arguments.train]
-    learn += ["--kind", "token-wise", "--pool", "4", "--width", "256", "--triplets", "256", "--crop", "64"]
-    learn += ["--validation-triplets", "64", "--epochs", "60", "--patience", "10", "--out", adapter]
-    compare = ["compare", str(recipe), *at, *more, "--out", run]
-    return [compare] if Path(adapter).exists() or adapter not in recipe.read_text() else [learn, compare]
+    if adapter in recipe.read_text(encoding="utf-8") and not Path(adapter).exists():
+        learn = ["learn", "adapter", "--features", "vgg16", "--block", "relu3_3", "--task", task, "--out", adapter]
+        learn += ["--data", arguments.train, "--kind", "token-wise", "--pool", "4", "--width", "256", "--crop", "64"]
+        yield [*learn, "--triplets", "256", "--validation-triplets", "64", "--epochs", "60", "--patience", "10"]
+    yield ["compare", str(recipe), *at, *more, "--out", run]
 
 
-def equal_cost(task: str, at: list[str], more: list[str], arguments: argparse.Namespace) -> list[list[str]]:
+def equal_cost(task: str, at: list[str], more: list[str], arguments: argparse.Namespace) -> Iterator[list[str]]:
     """Each loss of equal-steps.toml in a run of its own, for as many steps as it makes in BUDGET_S on this machine."""
     folder = Path(f"{arguments.out}/equal-cost-{task}")
-    recipe, costs = folder / "recipe.toml", folder / "costs.json"
-    if not costs.exists():  # measured once: what a run was begun by stays what it goes on by
+    recipe, estimate = folder / "recipe.toml", folder / ESTIMATE
+    if not recipe.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(
-            (HERE / "equal-steps.toml").read_text(encoding="utf-8").replace("TASK", task), encoding="utf-8"
-        )
-        costs.write_text(json.dumps(seconds_per_step(recipe, arguments.set), indent=1), encoding="utf-8")
-    lines = []
-    for k, (name, seconds) in enumerate(json.loads(costs.read_text(encoding="utf-8")).items()):
-        loss = tomllib.loads(recipe.read_text(encoding="utf-8"))["losses"][name]
-        own = ["--losses", loss, "--steps", str(round(BUDGET_S / seconds)), "--out", f"{folder}/{k}"]
-        lines.append(["compare", str(recipe), *at, *more, *own])
-    return lines
-
-
-def seconds_per_step(path: Path, overrides: list[str]) -> dict[str, float]:
-    """Of each loss of a recipe: the processor time of a training step on one thread, median of STEPS, interleaved."""
-    torch.set_num_threads(1)
-    recipe = load_recipe(path, overrides)
-    settings = recipe.training
-    target = torch.rand(settings.batch_size, 3, settings.crop, settings.crop)
-    degraded = (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
-    trained = {}
-    for name, spec in recipe.losses.items():
-        model = veridical.model(recipe.model.name, width=recipe.model.width, channels=3)
-        loss = veridical.loss(at_task(spec, recipe.task))
-        loss.calibrate([(model(degraded).detach(), target)])
-        trained[name] = (model, loss, torch.optim.Adam(model.parameters()))
-    seconds: dict[str, list[float]] = {name: [] for name in trained}
-    for _ in range(STEPS + 1):
-        for name, (model, loss, optimiser) in trained.items():
-            begun = time.process_time()
-            optimiser.zero_grad()
-            loss(model(degraded), target).backward()
-            optimiser.step()
-            seconds[name].append(time.process_time() - begun)
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+        text = (HERE / "equal-steps.toml").read_text(encoding="utf-8")
+        recipe.write_text(text.replace("TASK", task), encoding="utf-8")
+    if not estimate.exists():  # measured once: what a run was begun by stays what it goes on by
+        yield ["estimate", str(recipe), *at, *more, "--rounds", "9", "--out", str(estimate.parent)]
+    losses = tomllib.loads(recipe.read_text(encoding="utf-8"))["losses"]
+    for k, cost in enumerate(read_measured(estimate).steps):
+        own = ["--losses", losses[cost.name], "--steps", str(round(BUDGET_S / cost.seconds)), "--out", f"{folder}/{k}"]
+        yield ["compare", str(recipe), *at, *more, *own]
 
 
 NAMES = (

@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 
 from experiments.agreement import PaperTable, agree, markdown, read_papers
+from experiments.places import fill_places
 from veridical.comparison import report
 from veridical.comparison.run import Run
 from veridical.comparison.wording import decimals, heading
@@ -24,7 +25,6 @@ from veridical.core.errors import DataError
 from veridical.core.files import atomic_write
 
 START = re.compile(r"^<!-- run: (?P<run>[^,>]+?)(?:, paper: (?P<paper>[^,>]+?))?(?:, only: (?P<only>[^,>]+?))? -->$")
-END = "<!-- end -->"
 
 
 def fill(text: str, runs: Path, papers: dict[str, PaperTable]) -> tuple[str, list[str], list[str]]:
@@ -32,34 +32,17 @@ def fill(text: str, runs: Path, papers: dict[str, PaperTable]) -> tuple[str, lis
 
     Errors: DataError when a place has no end, or names a table that papers.toml has not.
     """
-    lines, filled, missing = [], [], []
-    rest = iter(text.split("\n"))
-    for line in rest:
-        lines.append(line)
-        place = START.match(line)
-        if place is None:
-            continue
+
+    def made(place: re.Match[str]) -> str | None:
         name, paper = place["run"], place["paper"] or place["run"]
         if place["paper"] and paper not in papers:
-            raise DataError(f"{line}: papers.toml has no table {paper!r}; it has {', '.join(papers)}.")
-        before = []
-        for inside in rest:
-            if inside == END:
-                break
-            if START.match(inside):
-                raise DataError(f"{line} has no {END} before {inside}.")
-            before.append(inside)
-        else:
-            raise DataError(f"{line} has no {END}.")
-        if (runs / name / "comparison.json").is_file():
-            run = report.read_run(runs / name, only=place["only"] or "")
-            lines += ["", *block(run, papers.get(paper)).rstrip("\n").split("\n"), ""]
-            filled.append(name)
-        else:
-            lines += before
-            missing.append(name)
-        lines.append(END)
-    return "\n".join(lines), filled, missing
+            raise DataError(f"{place[0]}: papers.toml has no table {paper!r}; it has {', '.join(papers)}.")
+        if not (runs / name / "comparison.json").is_file():
+            return None
+        return block(report.read_run(runs / name, only=place["only"] or ""), papers.get(paper))
+
+    page = fill_places(text, START, made)
+    return page.text, [place["run"] for place in page.filled], [place["run"] for place in page.missing]
 
 
 def block(run: Run, table: PaperTable | None) -> str:

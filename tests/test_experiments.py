@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.agreement import PAPERS, Verdict, agree, markdown, read_papers, spearman
-from experiments.tables import END, fill, readable
+from experiments.places import END
+from experiments.tables import fill, readable
 from tests.test_report import make_run
 from veridical.comparison.run import read_run
 from veridical.comparison.statistics import mean_interval

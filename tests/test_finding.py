@@ -1,12 +1,14 @@
 """The page of the grid: what it says of rows whose answer is known."""
 
-import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from experiments import finding, reproduce
+from veridical.comparison.statistics import paired_p, wilcoxon_p
 
 
 def rows() -> pl.DataFrame:
@@ -25,10 +27,18 @@ def rows() -> pl.DataFrame:
 
 def test_a_cell_has_its_lead_over_l1_alone_with_an_interval():
     cell = finding.cells(rows())["pixels x l2"]
-    assert cell.lead[0] == pytest.approx(0.1, abs=0.001)
-    assert cell.lead[1] < cell.lead[0] < cell.lead[2]
+    assert cell.change.value == pytest.approx(-0.1, abs=0.001)
+    assert cell.change.low < cell.change.value < cell.change.high
     assert cell.supported
-    assert finding.cells(rows())["vgg16 x l1"].lead[0] == pytest.approx(-0.01, abs=0.001)
+    assert finding.cells(rows())["vgg16 x l1"].change.value == pytest.approx(0.01, abs=0.001)
+
+
+def test_p_is_two_sided_and_held_to_scipy():
+    differences = np.random.default_rng(1).normal(0.3, 1, 24)
+    for side in (differences, -differences):
+        found = finding.two_sided(lambda each: paired_p(each, np.zeros_like(each)), side)
+        assert found == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+        assert finding.two_sided(wilcoxon_p, side) == pytest.approx(stats.wilcoxon(differences).pvalue)
 
 
 def test_a_cell_like_l1_alone_is_not_supported():
@@ -58,16 +68,14 @@ def test_a_place_without_a_run_stays_as_it_is(tmp_path):
     assert missing == ["grid deblur", "equal deblur"]
 
 
-def test_each_loss_of_equal_cost_makes_the_steps_that_fit_its_budget(tmp_path):
-    folder = tmp_path / "equal-cost-jpeg"
-    folder.mkdir()
-    text = (reproduce.HERE / "equal-steps.toml").read_text().replace("TASK", "jpeg")
-    (folder / "recipe.toml").write_text(text)
-    (folder / "costs.json").write_text(json.dumps({"l1": 0.1, "mdf": 2.0}))
+def test_each_loss_of_equal_cost_makes_the_steps_that_fit_its_budget(tmp_path, monkeypatch):
+    costs = [SimpleNamespace(name="l1", seconds=0.1), SimpleNamespace(name="mdf", seconds=2.0)]
+    monkeypatch.setattr(reproduce, "read_measured", lambda path: SimpleNamespace(steps=costs))
     arguments = type(
         "Arguments", (), {"out": str(tmp_path), "set": [], "train": "t", "evaluate": "e", "scale": "small"}
     )
-    commands = reproduce.commands("equal-cost:jpeg", arguments)
+    estimate, *commands = reproduce.commands("equal-cost:jpeg", arguments)
+    assert estimate[0] == "estimate"
     steps = [command[command.index("--steps") + 1] for command in commands]
     assert steps == [str(round(reproduce.BUDGET_S / 0.1)), str(round(reproduce.BUDGET_S / 2))]
 
