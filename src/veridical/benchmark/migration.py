@@ -8,7 +8,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -131,7 +131,7 @@ def _measure(
             missing[row.theirs] = _whose(error)
             continue
         if any(supply.origins.get(name) == RANDOM for name in asked):
-            rows[-1] = Compared(**{**vars(rows[-1]), "random": True})
+            rows[-1] = replace(rows[-1], random=True)
     for theirs, ours in page.states:
         try:
             states.append((state(theirs, names), state(ours, names)))

@@ -54,6 +54,12 @@ _deep = functools.partial(_network, px=96)
 
 SUM_OF_TV = "x[0, :, 1:].numel() * veridical.loss('tv')(x, y)"
 """A sum over the neighbours of a square image."""
+BORDER = "reflects the border and counts it in"
+CLIPPED = "negative contrast and structure count as 0 in each place"
+OF_BATCH = "one error over the batch: with one image the same"
+IN_BLOCKS = "shrinks in blocks from the corner; MATLAB's windows are centred"
+ROUNDED = "rounds its luma to whole levels"
+ADDED = "adds 1e-8 to the squared error"
 TV_CONSTANT = "apart by the constant TV(y), which makes ours 0 at the target"
 
 PAGES: dict[str, Page] = {
@@ -90,7 +96,7 @@ PAGES: dict[str, Page] = {
         "piq",
         "import piq\nimport veridical",
         (
-            Row("piq.psnr(x, y)", "veridical.metric('psnr')(x, y)", 1e-3, "adds 1e-8 to the squared error"),
+            Row("piq.psnr(x, y)", "veridical.metric('psnr')(x, y)", 1e-3, ADDED),
             Row("piq.ssim(x, y, downsample=False)", "veridical.metric('ssim')(x, y)", 1e-4),
             Row(
                 "piq.ssim(x, y)",
@@ -106,7 +112,7 @@ PAGES: dict[str, Page] = {
                 "piq.fsim(x, y)",
                 "veridical.metric('fsim')(x, y)",
                 1e-2,
-                "shrinks in blocks from the corner; MATLAB's windows are centred",
+                IN_BLOCKS,
             ),
             Row("piq.vif_p(x, y)", "veridical.metric('vif(variant=pixel)')(x, y)", 1e-3, "in float32"),
             Row("piq.brisque(x)", "veridical.metric('brisque')(x)", 1.0, "in float32"),
@@ -140,7 +146,7 @@ PAGES: dict[str, Page] = {
                 "pyiqa.create_metric('psnr')(x, y)",
                 "veridical.metric('psnr')(x, y)",
                 1e-3,
-                "adds 1e-8 to the squared error",
+                ADDED,
             ),
             Row("pyiqa.create_metric('psnry')(x, y)", "veridical.metric('psnr(channel=luma)')(x, y)", 1e-2),
             Row(
@@ -152,19 +158,19 @@ PAGES: dict[str, Page] = {
                 "pyiqa.create_metric('ssimc')(x, y)",
                 "veridical.metric('ssim')(x, y)",
                 2e-3,
-                "negative contrast and structure count as 0 in each place",
+                CLIPPED,
             ),
             Row(
                 "pyiqa.create_metric('ssim')(x, y)",
                 "veridical.metric('ssim(channel=luma)')(x, y)",
                 2e-3,
-                "rounds its luma to whole levels",
+                ROUNDED,
             ),
             Row(
                 "pyiqa.create_metric('ms_ssim')(x, y)",
                 "veridical.metric('ms-ssim(channel=luma)')(x, y)",
                 2e-3,
-                "rounds its luma to whole levels",
+                ROUNDED,
             ),
             Row(
                 "pyiqa.create_metric('cw_ssim')(x, y)",
@@ -183,7 +189,7 @@ PAGES: dict[str, Page] = {
                 "pyiqa.create_metric('fsim')(x, y)",
                 "veridical.metric('fsim')(x, y)",
                 1e-2,
-                "shrinks in blocks from the corner; MATLAB's windows are centred",
+                IN_BLOCKS,
             ),
             Row(
                 "pyiqa.create_metric('niqe')(x)",
@@ -203,7 +209,7 @@ PAGES: dict[str, Page] = {
                 "1 - pyiqa.create_metric('ssimc', as_loss=True)(x, y)",
                 "veridical.loss('ssim')(x, y)",
                 2e-3,
-                "negative contrast and structure count as 0 in each place",
+                CLIPPED,
             ),
             _loss(
                 "pyiqa.create_metric('ssimc', as_loss=True)(x, y)",
@@ -228,31 +234,31 @@ PAGES: dict[str, Page] = {
                 "tm.peak_signal_noise_ratio(x, y, data_range=1.0)",
                 "veridical.metric('psnr')(x, y)",
                 1e-4,
-                "one error over the batch: with one image the same",
+                OF_BATCH,
             ),
             Row(
                 "tm.structural_similarity_index_measure(x, y, data_range=1.0)",
                 "veridical.metric('ssim')(x, y)",
                 1e-1,
-                "reflects the border and counts it in",
+                BORDER,
             ),
             _loss(
                 "1 - tm.structural_similarity_index_measure(x, y, data_range=1.0)",
                 "veridical.loss('ssim')(x, y)",
                 1e-1,
-                "reflects the border and counts it in",
+                BORDER,
             ),
             Row(
                 "tm.multiscale_structural_similarity_index_measure(x, y, data_range=1.0)",
                 "veridical.metric('ms-ssim')(x, y)",
                 1e-2,
-                "reflects the border and counts it in",
+                BORDER,
             ),
             _loss(
                 "1 - tm.multiscale_structural_similarity_index_measure(x, y, data_range=1.0)",
                 "veridical.loss('ms-ssim')(x, y)",
                 1e-2,
-                "reflects the border and counts it in",
+                BORDER,
             ),
             Row(
                 "tm.visual_information_fidelity(255 * luma(x), 255 * luma(y))",
@@ -292,7 +298,7 @@ PAGES: dict[str, Page] = {
                 "kornia.metrics.psnr(x, y, 1.0)",
                 "veridical.metric('psnr')(x, y)",
                 1e-4,
-                "one error over the batch: with one image the same",
+                OF_BATCH,
             ),
             Row(
                 "kornia.metrics.ssim(x, y, 11, padding='valid')",
@@ -397,7 +403,7 @@ PAGES: dict[str, Page] = {
                 "calculate_psnr_pt(x, y, crop_border=4, test_y_channel=True)",
                 "veridical.metric('psnr(channel=y, border=4)')(x, y)",
                 1e-3,
-                "adds 1e-8 to the squared error",
+                ADDED,
             ),
             Row("calculate_ssim(image(x), image(y), crop_border=4)", "veridical.metric('ssim(border=4)')(x, y)", 1e-4),
             Row(
