@@ -275,6 +275,15 @@ def test_the_stand_in_leaves_when_the_peers_are_built(supply):
     assert sys.modules.get("torchvision") is before
 
 
+def test_a_torchmetrics_that_found_no_torchvision_finds_the_stand_in(supply):
+    """As where Lightning was imported first."""
+    imports = pytest.importorskip("torchmetrics.utilities.imports")
+    before = bool(imports._TORCHVISION_AVAILABLE)
+    with trunks(supply.tensors):
+        assert imports._TORCHVISION_AVAILABLE
+    assert bool(imports._TORCHVISION_AVAILABLE) is before
+
+
 # ---- the whole ----
 
 

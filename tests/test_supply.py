@@ -199,7 +199,7 @@ def build(source: Path, out: Path, umask: int) -> dict[str, str]:
 
 def copy(to: Path, umask: int) -> Path:
     """The files of the source in another folder, as another user with another umask has them, all changed just now."""
-    belongs = ("src", "docs", "tests", "requirements")
+    belongs = ("src", "docs", "experiments", "tests", "requirements")
     before = os.umask(umask)
     try:
         for name in belongs:

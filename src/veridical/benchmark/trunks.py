@@ -131,11 +131,13 @@ def _trunk(name: str) -> Callable[..., _Network]:
 
 
 def _look_again() -> None:
-    """torchmetrics asks lightning_utilities whether there is a torchvision, which remembers what it found first."""
+    """torchmetrics remembers whether there was a torchvision when it, or lightning_utilities for it, first asked."""
     with suppress(ImportError):
         found = importlib.import_module("lightning_utilities.core.imports")
         found.module_available.cache_clear()
         found.package_available.cache_clear()
+    if "torchmetrics" in sys.modules:  # imported before, as Lightning does
+        vars(sys.modules["torchmetrics.utilities.imports"]._TORCHVISION_AVAILABLE).pop("available", None)
 
 
 @contextmanager
