@@ -47,11 +47,11 @@ def fill(text: str, runs: Path, papers: dict[str, PaperTable]) -> tuple[str, lis
 
 def block(run: Run, table: PaperTable | None) -> str:
     """What is said of one run."""
-    parts = [f"{scale(run)}\n", readable(report.markdown(run))]
+    parts = [f"{scale(run)}\n", report.markdown(run)]
     if table is not None:
         parts.append(markdown(run, agree(run, table)))
         if table.worst:
-            parts.append(readable(worst(run)))
+            parts.append(report.names_as_they_are(worst(run)))
     return "\n".join(parts)
 
 
@@ -94,22 +94,6 @@ def scale(run: Run) -> str:
         f"trained on {train}; evaluated on {evaluate}. {seconds / 60:.0f} min of training on "
         f"{device}, veridical {about.get('version')}, torch {machine.get('torch')}."
     )
-
-
-def readable(text: str) -> str:
-    """A blank line before and after each list, which some readers of Markdown need; and the stars of a sum escaped, of
-    which two would print what lies between in italics.
-
-    >>> readable("0.8*l2 + 0.2*lpips has **0.1**")
-    '0.8\\\\*l2 + 0.2\\\\*lpips has **0.1**'
-    """
-    text = re.sub(r"(?<=[\da-z])\*(?=[a-z])", r"\\*", text)
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if lines and lines[-1] and line and line.startswith("- ") != lines[-1].startswith("- "):
-            lines.append("")
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.agreement import PAPERS, Verdict, agree, markdown, read_papers, spearman
 from experiments.places import END
-from experiments.tables import fill, readable
+from experiments.tables import fill
 from tests.test_report import make_run
 from veridical.comparison.run import read_run
 from veridical.comparison.statistics import mean_interval
@@ -144,8 +144,3 @@ def test_the_page_of_results_names_tables_of_the_record(tmp_path):
     assert text == page
     assert not filled
     assert "spl-table" in missing
-
-
-def test_lists_stand_apart_and_stars_of_sums_are_no_italics():
-    assert readable("a:\n- b\n- c\nd") == "a:\n\n- b\n- c\n\nd"
-    assert readable("| 0.8*l2 + auto*lpips | **1.0** |") == "| 0.8\\*l2 + auto\\*lpips | **1.0** |"

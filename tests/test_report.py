@@ -376,10 +376,19 @@ def test_markdown_ends_with_what_is_supported(tmp_path):
     text = markdown(read_run(make_run(tmp_path / "run")))
     table_lines, _, words = text.partition("\n\n")
     assert all(line.startswith("|") for line in table_lines.splitlines())
-    assert words.startswith("Supported:\n- By the score, pdl beats all 3 other losses")
+    assert words.startswith("Supported:\n\n- By the score, pdl beats all 3 other losses")
     assert "\n- By LPIPS, pdl beats all 3 other losses (p < 0.001).\n" in words
-    assert "\nNot supported:\n- " in words
+    assert "\n\nNot supported:\n\n- " in words
     assert words.splitlines()[-1].startswith("Supported means p < 0.05")
+
+
+def test_the_stars_of_sums_in_markdown_are_no_italics(tmp_path):
+    means = {name: MEANS[name] for name in ("input", "0.8*l2 + 0.2*lpips")}
+    text = markdown(read_run(make_run(tmp_path / "run", means=means)))
+    assert "| 0.8\\*l2 + 0.2\\*lpips |" in text
+    assert "0.8\\*l2 + 0.2\\*lpips" in text.partition("\n\n")[2]
+    assert not re.search(r"(?<![*\\])\*(?!\*)", text)
+    assert "| **" in text
 
 
 def test_one_test_set_alone_as_markdown_with_intervals(tmp_path):

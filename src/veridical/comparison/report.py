@@ -102,8 +102,22 @@ def markdown(run: Run) -> str:
                 text += f" ({mean.low:.{decimals}f} to {mean.high:.{decimals}f})"
             cells.append(text)
         lines.append(f"| {' | '.join([_cell_of(row['name']), row['score']['text'], *cells, *row['costs']])} |")
-    text = "\n".join([*lines, "", *wording.written(run)]) + "\n"
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # no name becomes a tag
+    words = [
+        # Some readers of Markdown need a blank line before and after a list.
+        f"\n{line}" if line.startswith("- ") != before.startswith("- ") else line
+        for before, line in itertools.pairwise(["", *wording.written(run)])
+    ]
+    return names_as_they_are("\n".join([*lines, "", *words])) + "\n"
+
+
+def names_as_they_are(text: str) -> str:
+    r"""A text of Markdown in which no name becomes a tag, and the stars of two sums set nothing in italics.
+
+    >>> names_as_they_are("0.8*l2 + 0.2*lpips has **0.1**")
+    '0.8\\*l2 + 0.2\\*lpips has **0.1**'
+    """
+    text = re.sub(r"(?<!\*)\*(?!\*)", r"\\*", text)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def _cell_of(text: str) -> str:
