@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tests.processes import run_script
 from veridical.core.errors import DataError, NonFiniteLoss, RecipeError
 from veridical.training import checkpoint as checkpoints
+from veridical.training import devices
 from veridical.training.checkpoint import Checkpoint, StorageError
 from veridical.training.loop import TrainingResult, train
 from veridical.training.nonfinite import Sentinel
@@ -149,12 +150,18 @@ def test_the_moving_average_follows_its_formula(tmp_path: Path):
     torch.testing.assert_close(second.part("ema")["0.weight"], expected)
 
 
-def test_plain_torch_trains_to_the_same_weights(
+def test_lightning_fabric_trains_to_the_weights_of_plain_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[nn.Module, TrainingResult, Path]
 ):
-    monkeypatch.setitem(sys.modules, "lightning_fabric", None)  # an import of it now fails
+    assert isinstance(devices.make_fabric(SETTINGS), devices.PlainFabric)
+    monkeypatch.setattr(devices, "needs_fabric", lambda settings: True)
+    assert not isinstance(devices.make_fabric(SETTINGS), devices.PlainFabric)
     model, _ = run(tmp_path)
     assert same_weights(model, whole[0])
+
+
+def test_without_lightning_fabric_half_precision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)  # an import of it now fails
     with pytest.raises(RecipeError, match="needs Lightning Fabric"):
         run(tmp_path / "half", precision="16-mixed")
 

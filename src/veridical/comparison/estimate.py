@@ -32,6 +32,7 @@ from veridical.core.memory import peak_memory
 from veridical.core.options import check_whole
 from veridical.training import checkpoint as checkpoints
 from veridical.training.data import CACHE_BYTES, Photograph, Samples, batches, decode
+from veridical.training.devices import needs_fabric
 from veridical.training.loop import Silent, train
 from veridical.training.optimisation import make_optimizer
 from veridical.training.recipe import Recipe
@@ -252,7 +253,7 @@ def measure(
             "checkpoint_every": settings.checkpoint_every,
             "rounds": rounds,
         },
-        start_s=_starting(plan.device),
+        start_s=_starting(plan.device, settings),
         preparing_s=preparing_s,
         cell_preparing_s=_preparing_again(plan),
         photographs=photographs,
@@ -301,11 +302,15 @@ class _Reading(Observer):
         return (self.last - self.first) * self.count / max(1, self.count - 1)
 
 
-def _starting(device: torch.device) -> float:
+def _starting(device: torch.device, settings: Settings) -> float:
     """Of a process that finds the files in the system's memory, where this one has left them."""
+    # The first optimiser imports torch._dynamo.
+    modules = ["torch._dynamo", "tensorboard.summary.writer.record_writer"]
+    if needs_fabric(settings):
+        modules.append("lightning_fabric")
     code = (
         "import torch, veridical.comparison.sweep\n"
-        "for name in ('lightning_fabric', 'torch.utils.tensorboard'):\n"
+        f"for name in {modules}:\n"
         "    try: __import__(name)\n"
         "    except ImportError: pass\n"
         f"torch.zeros(1, device={str(device)!r})\n"

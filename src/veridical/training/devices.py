@@ -157,7 +157,8 @@ def _started_outside() -> bool:
 
 
 class PlainFabric:
-    """What the loop needs of Lightning Fabric, by torch alone: one device, float32 or bfloat16."""
+    """What the loop needs of Lightning Fabric, by torch alone: one device, float32 or bfloat16. It trains to the same
+    bits in float32, and Fabric takes seconds to import."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.processes > 1 or settings.precision == "16-mixed":
@@ -189,12 +190,22 @@ class PlainFabric:
 
 
 def make_fabric(settings: Settings, *, all_used: bool = True) -> Any:
-    """Lightning Fabric, with its processes started; without it, what plain torch can do.
+    """Plain torch where that is all that is needed, one device in float32; else Lightning Fabric, with its processes
+    started; without it, what plain torch can do.
 
     Args:   all_used: whether every weight of the model has a part in every loss; else several devices look for those
             that have none.
     Errors: RecipeError when the devices, or the processes, are not there.
     """
+    return _lightning_fabric(settings, all_used) if needs_fabric(settings) else PlainFabric(settings)
+
+
+def needs_fabric(settings: Settings) -> bool:
+    """Whether a training needs more than plain torch."""
+    return settings.processes > 1 or settings.precision != "32-true"
+
+
+def _lightning_fabric(settings: Settings, all_used: bool = True) -> Any:
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
