@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from scipy import io
 from tests.made_up_models import a_model, pristine_model
 from veridical.features.adapter import Adapter, Base
 from veridical.features.weights import FILES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_is_no_garbage() -> None:
+    """Each training collects garbage to measure memory: half a second and more where it looks at all of torch anew."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

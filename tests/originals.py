@@ -49,12 +49,12 @@ def _module(name: str, layer: Layer, index: int, tensors: dict[str, torch.Tensor
 
 
 def real_pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """20 real pairs, blurred and sharp or noisy and clean, as (1, 3, 192, 192) crops."""
+    """20 real pairs, blurred and sharp or noisy and clean, as (1, 3, 128, 128) crops."""
     folders = [("pairs/gopro/blur", "pairs/gopro/sharp", 15), ("pairs/noise/real", "pairs/noise/mean", 5)]
     out = []
     for first, second, count in folders:
         ones, others = (sorted(shared_data(folder).iterdir())[:count] for folder in (first, second))
         for one, other in zip(ones, others, strict=True):
-            out.append(tuple(read_image(path).pixels[None, :, 100:292, 100:292] for path in (one, other)))
+            out.append(tuple(read_image(path).pixels[None, :, 100:228, 100:228] for path in (one, other)))
     assert len(out) == 20
     return out

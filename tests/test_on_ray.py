@@ -38,9 +38,9 @@ def cluster() -> Iterator[Any]:
     variables = {"OMP_NUM_THREADS": "1", **KEYS}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY}
-    )
+    # A machine that does not answer is given up after 5 s, not after 15.
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}, **MEMORY}
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     made.add_node(num_cpus=1, **MEMORY)
     ray.init(address=made.address, log_to_driver=False, logging_level="error")
     yield made
