@@ -42,10 +42,17 @@ def with_children(process: subprocess.Popen[str], number: int) -> None:
         os.killpg(process.pid, number)
 
 
+def write_script(folder: Path, code: str) -> Path:
+    """`code` as a file, which further processes run again."""
+    script = folder / "script.py"
+    # Lightning Fabric imports torchmetrics, where it is there, to learn its version: four seconds of each process.
+    script.write_text(f"import sys\n\nsys.modules['torchmetrics'] = None\n{code}")
+    return script
+
+
 def run_script(folder: Path, code: str, *arguments: str, timeout: float = 600) -> str:
     """Run `code` as a file, which further processes run again; what it has printed. Fails when it does."""
-    script = folder / "script.py"
-    script.write_text(code)
+    script = write_script(folder, code)
     process = start([sys.executable, str(script), *arguments])
     out, err = end(process, timeout=timeout)
     assert process.returncode == 0, err

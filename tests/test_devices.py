@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import veridical
 from tests.photographs import quick_recipe, write_photographs
-from tests.processes import end, run_script, start, with_children
+from tests.processes import end, run_script, start, with_children, write_script
 from veridical.comparison.evaluate import build_metrics, evaluate_together
 from veridical.comparison.sweep import compare
 from veridical.core.errors import RecipeError, VeridicalError
@@ -387,8 +387,7 @@ train(small_model(), veridical.loss("spl-a"), Samples(), LONG, out / "long", obs
 
 def begun(folder: Path, until: int):
     """Two processes in the middle of LONG."""
-    (folder / "script.py").write_text(_LONG)
-    process = start([sys.executable, str(folder / "script.py"), str(folder)])
+    process = start([sys.executable, str(write_script(folder, _LONG)), str(folder)])
     assert process.stdout is not None
     for line in process.stdout:
         if int(line) == until:

@@ -20,10 +20,10 @@ components", Biometrics Bulletin 2 (1946) 110-114. Source of the model and its e
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 INPUT = "input"  # the row of the degraded image itself
 START = "init"  # the row of the model that training starts from
@@ -384,7 +384,7 @@ def t_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean)
-    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = _stats().t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(mean, mean - float(half), mean + float(half))
 
 
@@ -426,7 +426,7 @@ def wilcoxon_p(difference: np.ndarray) -> float | None:
     difference = np.asarray(difference, dtype=np.float64)
     if not difference.any():
         return None
-    return float(stats.wilcoxon(difference, zero_method="zsplit", alternative="greater").pvalue)
+    return float(_stats().wilcoxon(difference, zero_method="zsplit", alternative="greater").pvalue)
 
 
 @dataclass(frozen=True)
@@ -455,13 +455,13 @@ class Crossed:
     split: VarianceSplit
 
     def interval(self, *, confidence: float = 0.95) -> Interval:
-        half = float(stats.t.ppf(0.5 + confidence / 2, self.degrees)) * self.se
+        half = float(_stats().t.ppf(0.5 + confidence / 2, self.degrees)) * self.se
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     @property
     def p(self) -> float:
         """One-sided, that the mean is above 0."""
-        return float(stats.t.sf(self.mean / self.se, self.degrees))
+        return float(_stats().t.sf(self.mean / self.se, self.degrees))
 
 
 def crossed(values: np.ndarray) -> Crossed:
@@ -541,7 +541,7 @@ def _superior_to_each(better: np.ndarray, others: np.ndarray) -> list[float | No
         se, degrees = difference[:, 0].std(axis=1, ddof=1) / np.sqrt(images), np.asarray(images - 1)
     else:
         se, degrees = _standard_error(*_mean_squares(difference), seeds, images)
-    p_values = stats.t.sf(difference.mean(axis=(1, 2)) / se, degrees)
+    p_values = _stats().t.sf(difference.mean(axis=(1, 2)) / se, degrees)
     for place, p in zip(np.flatnonzero(varies), p_values, strict=True):
         found[place] = float(p)
     return found
@@ -702,3 +702,10 @@ def _and(words: Sequence[str]) -> str:
 
 def _was(words: Sequence[str]) -> str:
     return "was" if len(words) == 1 else "were"
+
+
+def _stats() -> Any:
+    """scipy.stats, which takes a second or two to import: a process that only trains need not wait for it."""
+    from scipy import stats
+
+    return stats
