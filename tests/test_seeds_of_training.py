@@ -302,7 +302,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(data: Path, tmp_path: P
     overrides = [*QUICK, f"data.train={data}", 'losses=["l1"]', "training.seeds=2", "training.checkpoint_every=1"]
     killed = subprocess.run([sys.executable, "-c", code, tmp_path / "run", *overrides], env=os.environ, timeout=300)
     assert killed.returncode == 137
-    assert _about(tmp_path / "run")["losses"][0]["seeds"] == [0]
     recipe = load_recipe(None, overrides)
     heard = _Heard()
     run, straight = compare(recipe, tmp_path / "run", heard), compare(recipe, tmp_path / "straight")
