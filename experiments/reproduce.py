@@ -32,6 +32,7 @@ RECIPES = (
     "mdf-table-2",
     "pdl-table-1",
     "pdl-table-3",
+    "pdl-table-7",
 )
 BUDGET_S = 40.0
 """Of training, for each loss of equal-cost."""
