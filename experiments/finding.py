@@ -4,8 +4,9 @@
     veridical estimate RUNS/grid-deblur.toml --data PHOTOGRAPHS --evaluate CROPS --rounds 9 --out RUNS/estimate
     python -m experiments.finding RUNS docs/finding.md --costs RUNS/estimate/estimate.json     # and its costs of a step
 
-The page says <!-- grid: TASK --> or <!-- equal: TASK -->, and further down <!-- end -->; between them stands what came
-out of grid-TASK, or of equal-steps-TASK and equal-cost-TASK (experiments/reproduce.py). What has no run stays.
+The page says <!-- grid: TASK -->, <!-- across: TASK,TASK --> or <!-- equal: TASK -->, and further down <!-- end -->;
+between them stands what came out of grid-TASK, of several, or of equal-steps-TASK and equal-cost-TASK
+(experiments/reproduce.py). What has no run stays.
 """
 
 import argparse
@@ -30,7 +31,9 @@ from veridical.core.files import atomic_write
 FEATURES = ("pixels", "vgg16", "random", "mdf", "adapter")
 DISTANCES = ("l1", "l2", "wasserstein", "contextual", "unit-l2")
 ALONE = "l1 alone"
-PLACE = re.compile(r"^<!-- (?P<kind>grid|equal): (?P<task>\S+) -->$")
+PLACE = re.compile(r"^<!-- (?P<kind>grid|across|equal): (?P<task>\S+) -->$")
+CHEAP = 2.0
+"""Times the step of L1 alone, at most, of a pair that counts as cheap."""
 BETTER, WORSE = (11, 107, 184), (200, 64, 26)
 
 
@@ -121,9 +124,8 @@ def heat_map(rows: pl.DataFrame, costs: Mapping[str, float], task: str) -> str:
                 f'<rect x="{x + 2}" y="{y + 2}" width="{width - 4}" height="{height - 4}" rx="4"'
                 f' fill="rgb({red},{green},{blue})"{frame}/>'
             )
-            dot = " ●" if cell.supported else ""
             lines = (
-                f"{number(cell.change.value, 3, '+')}{dot}",
+                _change(cell),
                 f"{number(cell.psnr_change.value, 2, '+')} dB",
                 f"{costs[name] / costs[ALONE]:.1f}×" if name in costs else "",
             )
@@ -148,7 +150,7 @@ def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, pictur
         cell = found[name]
         cost = f"{costs[name] / costs[ALONE]:.1f}" if name in costs else "–"
         lines.append(
-            f"| {name.replace(' x ', ' × ')}{' ●' if cell.supported else ''} | {cell.lpips:.3f} "
+            f"| {_times(name)}{' ●' if cell.supported else ''} | {cell.lpips:.3f} "
             f"| {_said(cell.change, 3, '+')} | {cell.psnr:.2f} | {_said(cell.psnr_change, 2, '+')} | {cost} |"
         )
     for name, cost in ((ALONE, "1"), (INPUT, "–")):
@@ -156,6 +158,64 @@ def grid_block(rows: pl.DataFrame, costs: Mapping[str, float], task: str, pictur
             label = "degraded input" if name == INPUT else name
             lines.append(f"| *{label}* | {lpips[name].mean():.3f} | – | {psnr[name].mean():.2f} | – | {cost} |")
     return "\n".join(lines)
+
+
+def across_block(grids: Mapping[str, pl.DataFrame], costs: Mapping[str, float]) -> str:
+    """Of several tasks: who wins each, what each distance and each features do on average, and every pair in all."""
+    found = {task: cells(rows) for task, rows in grids.items()}
+    cheap = {name for name in costs if name != ALONE and costs[name] <= CHEAP * costs[ALONE]}
+    tables = [_winners(found, cheap)]
+    for title, parts, place in (("distance", DISTANCES, 1), ("features", FEATURES, 0)):
+        lines = [f"| {title}, mean | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+        for part in parts:
+            means = [
+                np.mean([cell.change.value for name, cell in task.items() if name.split(" x ")[place] == part])
+                for task in found.values()
+            ]
+            lines.append(f"| {part} | {' | '.join(number(float(mean), 3, '+') for mean in means)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join([*tables, _every_pair(found)])
+
+
+def _winners(found: Mapping[str, Mapping[str, Cell]], cheap: set[str]) -> str:
+    lines = [
+        f"| task | lowest LPIPS | of a step of at most {CHEAP:g} × | beside L1 alone: lower, higher, not told apart |",
+        "|---|---|---|---|",
+    ]
+    for task, pairs in found.items():
+        best = min(pairs, key=lambda name: pairs[name].lpips)
+        best_cheap = min(cheap & set(pairs), key=lambda name: pairs[name].lpips, default=None)
+        lower = sum(cell.supported and cell.change.value < 0 for cell in pairs.values())
+        higher = sum(cell.supported and cell.change.value > 0 for cell in pairs.values())
+        cheapest = "–" if best_cheap is None else _pair(best_cheap, pairs[best_cheap])
+        counts = f"{lower}, {higher}, {len(pairs) - lower - higher}"
+        lines.append(f"| {task} | {_pair(best, pairs[best])} | {cheapest} | {counts} |")
+    return "\n".join(lines)
+
+
+def _every_pair(found: Mapping[str, Mapping[str, Cell]]) -> str:
+    """LPIPS beside L1 alone, task by task, by the mean place."""
+    places: dict[str, list[int]] = {}
+    for pairs in found.values():
+        for place, name in enumerate(sorted(pairs, key=lambda name: pairs[name].lpips), start=1):
+            places.setdefault(name, []).append(place)
+    lines = [f"| L1 + | mean place | worst | {' | '.join(found)} |", "|---" * (len(found) + 3) + "|"]
+    for name in sorted(places, key=lambda name: (np.mean(places[name]), name)):
+        changes = " | ".join(_change(pairs[name]) if name in pairs else "failed" for pairs in found.values())
+        lines.append(f"| {_times(name)} | {np.mean(places[name]):.1f} | {max(places[name])} | {changes} |")
+    return "\n".join(lines)
+
+
+def _times(name: str) -> str:
+    return name.replace(" x ", " × ")
+
+
+def _change(cell: Cell) -> str:
+    return f"{number(cell.change.value, 3, '+')}{' ●' if cell.supported else ''}"
+
+
+def _pair(name: str, cell: Cell) -> str:
+    return f"{_times(name)}: {_change(cell)}, {number(cell.psnr_change.value, 2, '+')} dB"
 
 
 def _said(interval: Interval, places: int, sign: str = "") -> str:
@@ -204,6 +264,11 @@ def equal_block(runs: Path, task: str) -> str | None:
     return "\n".join(lines)
 
 
+def read_grid(runs: Path, task: str) -> pl.DataFrame | None:
+    run = runs / f"grid-{task}"
+    return read_rows(run) if (run / "rows.parquet").exists() else None
+
+
 def fill(text: str, runs: Path, page: Path) -> tuple[str, list[str]]:
     """The page with what there is, and the places that stay as they were."""
     folder = page.with_suffix("")
@@ -214,9 +279,13 @@ def fill(text: str, runs: Path, page: Path) -> tuple[str, list[str]]:
         task = place["task"]
         if place["kind"] == "equal":
             return equal_block(runs, task)
-        if not (runs / f"grid-{task}" / "rows.parquet").exists():
+        if place["kind"] == "across":
+            grids = {each: read_grid(runs, each) for each in task.split(",")}
+            complete = {each: rows for each, rows in grids.items() if rows is not None}
+            return across_block(complete, costs) if len(complete) == len(grids) else None
+        rows = read_grid(runs, task)
+        if rows is None:
             return None
-        rows = read_rows(runs / f"grid-{task}")
         picture = folder / f"{task}.svg"
         atomic_write(picture, heat_map(rows, costs, task).encode())
         return grid_block(rows, costs, task, f"{folder.name}/{picture.name}")

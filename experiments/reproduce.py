@@ -22,7 +22,7 @@ from pathlib import Path
 from veridical.comparison.estimate import read_measured
 
 HERE = Path(__file__).parent
-TASKS = ("deblur", "denoise", "jpeg", "super-resolve")
+TASKS = ("deblur", "denoise", "super-resolve", "jpeg", "demosaic")
 RECIPES = (
     "sharpness-table-1-1",  # what sharpness-table-1-2 starts from
     "sharpness-table-1-2",

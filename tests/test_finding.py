@@ -87,3 +87,24 @@ def test_the_grids_recipe_has_a_cell_for_every_pair(tmp_path):
     file.write_text((reproduce.HERE / "grid.toml").read_text().replace("TASK", "jpeg").replace("RUNS", "runs"))
     names = {f"{features} x {distance}" for features in finding.FEATURES for distance in finding.DISTANCES}
     assert set(load_recipe(file).losses) == names | {finding.ALONE}
+
+
+def test_across_says_who_wins_each_task_and_what_a_cheap_step_wins():
+    grids = {"deblur": rows(), "jpeg": rows()}
+    costs = {finding.ALONE: 0.1, "pixels x l2": 0.25, "pixels x l1": 0.11, "random x l1": 0.12}
+    text = finding.across_block(grids, costs)
+    assert text.count("| pixels × l2: −0.100 ●, +0.00 dB |") == 2
+    cheap = [line.split(" | ")[2] for line in text.splitlines()[2:4]]
+    lowest = min("pixels x l1", "random x l1", key=lambda name: finding.cells(rows())[name].lpips)
+    assert all(said.startswith(lowest.replace(" x ", " × ")) for said in cheap)
+    assert text.count("| 1, 24, 0 |") == 2
+    assert "| l2 | −0.012 | −0.012 |" in text  # (4 x 0.01 - 0.1) / 5
+    assert "| pixels | −0.012 | −0.012 |" in text
+    assert "| pixels × l2 | 1.0 | 1 | −0.100 ● | −0.100 ● |" in text
+
+
+def test_across_names_a_pair_that_failed_in_one_task():
+    lacking = rows().filter(pl.col("loss") != "mdf x l2")
+    text = finding.across_block({"deblur": rows(), "jpeg": lacking}, {})
+    (line,) = [line for line in text.splitlines() if line.startswith("| mdf × l2 | ")]
+    assert line.endswith("| +0.010 ● | failed |")
