@@ -4,9 +4,13 @@
     veridical estimate RUNS/grid-deblur.toml --data PHOTOGRAPHS --evaluate CROPS --rounds 9 --out RUNS/estimate
     python -m experiments.finding RUNS docs/finding.md --costs RUNS/estimate/estimate.json     # and its costs of a step
 
-The page says <!-- grid: TASK -->, <!-- across: TASK,TASK --> or <!-- equal: TASK -->, and further down <!-- end -->;
-between them stands what came out of grid-TASK, of several, or of equal-steps-TASK and equal-cost-TASK
-(experiments/reproduce.py). What has no run stays.
+The page says one of these, and further down <!-- end -->; between them stands what came out of the runs of
+experiments/reproduce.py. What lacks a run stays.
+
+    <!-- grid: TASK -->               grid-TASK
+    <!-- across: TASK,TASK -->        the grids of several tasks
+    <!-- trainings: TASK,TASK -->     trainings-TASK of each
+    <!-- equal: TASK -->              equal-steps-TASK and equal-cost-TASK
 """
 
 import argparse
@@ -25,13 +29,13 @@ from experiments.places import bounds, fill_places, number
 from experiments.reproduce import ESTIMATE
 from veridical.comparison.estimate import read_measured
 from veridical.comparison.run import read_rows
-from veridical.comparison.statistics import INPUT, Interval, holm, paired_p, t_interval, wilcoxon_p
+from veridical.comparison.statistics import INPUT, Interval, holm, mean_interval, paired_p, t_interval, wilcoxon_p
 from veridical.core.files import atomic_write
 
 FEATURES = ("pixels", "vgg16", "random", "mdf", "adapter")
 DISTANCES = ("l1", "l2", "wasserstein", "contextual", "unit-l2")
 ALONE = "l1 alone"
-PLACE = re.compile(r"^<!-- (?P<kind>grid|across|equal): (?P<task>\S+) -->$")
+PLACE = re.compile(r"^<!-- (?P<kind>grid|across|trainings|equal): (?P<task>\S+) -->$")
 CHEAP = 2.0
 """Times the step of L1 alone, at most, of a pair that counts as cheap."""
 BETTER, WORSE = (11, 107, 184), (200, 64, 26)
@@ -222,6 +226,32 @@ def _said(interval: Interval, places: int, sign: str = "") -> str:
     return f"{number(interval.value, places, sign)}{bounds(interval, places, sign)}"
 
 
+def trainings_block(runs: Mapping[str, pl.DataFrame]) -> str:
+    """What becomes of a pair's lead over L1 alone in other trainings, task by task."""
+    lines = [
+        "| task | L1 + | LPIPS beside L1 alone, of each training | mean (95 %) | PSNR dB (95 %) |",
+        "|---|---|---|---|---|",
+    ]
+    for task, rows in runs.items():
+        for pair in dict.fromkeys(rows["loss"]):
+            if pair in (ALONE, INPUT):
+                continue
+            lpips, psnr = by_training(rows, pair, "lpips"), by_training(rows, pair, "psnr")
+            each = ", ".join(number(float(mean), 3, "+") for mean in lpips.mean(axis=1))
+            lines.append(
+                f"| {task} | {_times(pair)} | {each} | {_said(mean_interval(lpips), 3, '+')} "
+                f"| {_said(mean_interval(psnr), 2, '+')} |"
+            )
+    return "\n".join(lines)
+
+
+def by_training(rows: pl.DataFrame, pair: str, metric: str) -> np.ndarray:
+    """(S, I): a pair beside L1 alone with the same seed on the same image."""
+    seeds = sorted(set(rows.filter(pl.col("loss") == pair)["seed"]))
+    of_seed = [by_image(rows.filter(pl.col("seed") == seed), metric) for seed in seeds]
+    return np.stack([values[pair] - values[ALONE] for values in of_seed])
+
+
 class Result(NamedTuple):
     """What a training came to, over the images."""
 
@@ -264,11 +294,6 @@ def equal_block(runs: Path, task: str) -> str | None:
     return "\n".join(lines)
 
 
-def read_grid(runs: Path, task: str) -> pl.DataFrame | None:
-    run = runs / f"grid-{task}"
-    return read_rows(run) if (run / "rows.parquet").exists() else None
-
-
 def fill(text: str, runs: Path, page: Path) -> tuple[str, list[str]]:
     """The page with what there is, and the places that stay as they were."""
     folder = page.with_suffix("")
@@ -279,13 +304,16 @@ def fill(text: str, runs: Path, page: Path) -> tuple[str, list[str]]:
         task = place["task"]
         if place["kind"] == "equal":
             return equal_block(runs, task)
-        if place["kind"] == "across":
-            grids = {each: read_grid(runs, each) for each in task.split(",")}
-            complete = {each: rows for each, rows in grids.items() if rows is not None}
-            return across_block(complete, costs) if len(complete) == len(grids) else None
-        rows = read_grid(runs, task)
-        if rows is None:
+        if place["kind"] in ("across", "trainings"):
+            kind = "grid" if place["kind"] == "across" else "trainings"
+            found = {each: runs / f"{kind}-{each}" for each in task.split(",")}
+            if not all((run / "rows.parquet").exists() for run in found.values()):
+                return None
+            of_tasks = {each: read_rows(run) for each, run in found.items()}
+            return across_block(of_tasks, costs) if kind == "grid" else trainings_block(of_tasks)
+        if not (runs / f"grid-{task}" / "rows.parquet").exists():
             return None
+        rows = read_rows(runs / f"grid-{task}")
         picture = folder / f"{task}.svg"
         atomic_write(picture, heat_map(rows, costs, task).encode())
         return grid_block(rows, costs, task, f"{folder.name}/{picture.name}")

@@ -90,7 +90,7 @@ def equal_cost(task: str, at: list[str], more: list[str], arguments: argparse.Na
 NAMES = (
     *RECIPES,
     "pdl-strong-denoising",
-    *(f"{kind}:{task}" for kind in ("grid", "equal-steps", "equal-cost") for task in TASKS),
+    *(f"{kind}:{task}" for kind in ("grid", "trainings", "equal-steps", "equal-cost") for task in TASKS),
 )
 
 

@@ -108,3 +108,30 @@ def test_across_names_a_pair_that_failed_in_one_task():
     text = finding.across_block({"deblur": rows(), "jpeg": lacking}, {})
     (line,) = [line for line in text.splitlines() if line.startswith("| mdf × l2 | ")]
     assert line.endswith("| +0.010 ● | failed |")
+
+
+def test_trainings_beside_l1_alone_of_the_same_seed():
+    leads = {0: -0.02, 1: -0.04, 2: -0.03}
+    of_seed = [
+        rows()
+        .filter(pl.col("loss").is_in(["pixels x wasserstein", finding.ALONE]))
+        .with_columns(
+            pl.lit(seed).alias("seed"),
+            pl.when((pl.col("loss") == finding.ALONE) & (pl.col("metric") == "lpips"))
+            .then(0.5)  # every training of L1 alone begins at another level
+            .when((pl.col("loss") != finding.ALONE) & (pl.col("metric") == "lpips"))
+            .then(0.5 + lead + (pl.col("image").cast(pl.Int64) % 2 - 0.5) * 0.001)
+            .otherwise(pl.col("value"))
+            .alias("value"),
+        )
+        .with_columns(pl.when(pl.col("metric") == "lpips").then(pl.col("value") + seed).otherwise(pl.col("value")))
+        for seed, lead in leads.items()
+    ]
+    found = pl.concat(of_seed)
+    values = finding.by_training(found, "pixels x wasserstein", "lpips")
+    assert values.shape == (3, 24)
+    assert values.mean(axis=1) == pytest.approx(list(leads.values()))
+    (line,) = finding.trainings_block({"jpeg": found}).splitlines()[2:]
+    assert line.startswith("| jpeg | pixels × wasserstein | −0.020, −0.040, −0.030 | −0.030 (")
+    low = stats.t.interval(0.95, 2, loc=-0.03, scale=stats.sem([-0.02, -0.04, -0.03]))[0]
+    assert f"(−{-low:.3f} to " in line  # images differ by next to nothing: the interval is that over trainings
